@@ -1,0 +1,141 @@
+"""Compiler flags, the source stamp, threads and the fork guard: the one place for each.
+
+`@jitable` marks a function that compiled code calls. `compiled` makes an entry that Python calls, cached on disk. An
+entry that divides its work takes the number of shards as its first argument, and Python calls it through `run`.
+
+Caching
+    Numba looks at the file of the decorated function only, so that an edit of a helper would run the old code. Each
+    entry's cache file is therefore named by a hash of the package's sources, `STAMP`, and by a tag that tells apart
+    the entries made by one factory. Two processes that compile different entries never write to the same file.
+
+Threads
+    An entry holds a serial and a parallel path. The serial one is taken for small work, for one thread, in a forked
+    child (OpenMP kills a child that enters a region), and where the threading layer cannot be entered twice
+    (workqueue) and is in use by another Python thread. A result never depends on the path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.extending import overload
+
+# Contraction, signed zeros and reciprocals only: NaN and infinity keep their meaning, sums keep their order.
+FASTMATH = {"contract", "nsz", "arcp"}
+OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "cache": True}
+
+
+def _stamp() -> str:
+    """A hash of the package's sources."""
+    package = Path(__file__).parents[1]
+    digest = hashlib.blake2b(digest_size=6)
+    for path in sorted(package.rglob("*.py")):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+STAMP = _stamp()
+
+
+def jitable(function: Callable) -> Callable:
+    """Let compiled code call `function`, which stays plain Python; a literal argument reaches it as a literal."""
+
+    @overload(function, strict=False, prefer_literal=True)
+    def implementation(*args):
+        return function
+
+    return function
+
+
+def compiled(function: Callable, *, tag: str = "", parallel: bool = False) -> Callable:
+    """An entry that Python calls, compiled at its first call for each signature and cached on disk."""
+    function.__qualname__ = "-".join(filter(None, [function.__qualname__, tag, STAMP]))
+    return numba.njit(function, parallel=parallel, **OPTIONS)
+
+
+def parallel(function: Callable) -> Callable:
+    """`compiled` with a parallel path: the decorator of an entry whose first argument is the number of shards."""
+    return compiled(function, parallel=True)
+
+
+# ------------------------------------------------------------------ threads
+
+_limit: int | None = None
+_forked = False
+_entered = threading.Lock()
+
+
+def _after_fork() -> None:
+    global _forked, _entered
+    _forked, _entered = True, threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+def set_num_threads(n: int) -> None:
+    """Use at most `n` threads from now on, in the whole process.
+
+    Parameters
+    ----------
+    n : int
+        From 1 to the number of cores this process may use (or ``NUMBA_NUM_THREADS``).
+
+    Raises
+    ------
+    TypeError, ValueError
+        `n` is not an integer, or out of range.
+    """
+    global _limit
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"n: expected an integer, got {n!r}")
+    if not 1 <= n <= numba.config.NUMBA_NUM_THREADS:
+        raise ValueError(f"n: expected 1 to {numba.config.NUMBA_NUM_THREADS} threads, got {n}")
+    _limit = n
+
+
+def get_num_threads() -> int:
+    """The number of threads a call may use."""
+    if _forked:
+        return 1
+    return _limit or numba.config.NUMBA_NUM_THREADS
+
+
+def threading_layer() -> str:
+    """The name of Numba's threading layer: omp, tbb or workqueue."""
+    numba.get_num_threads()  # starts the layer
+    return numba.threading_layer()
+
+
+def run(entry: Callable, shards: int, *args: Any) -> Any:
+    """Call an entry on at most `shards` threads, in the calling thread alone where that is the only safe way."""
+    shards = min(shards, get_num_threads())
+    if shards <= 1:
+        return entry(1, *args)
+    if threading_layer() != "workqueue":
+        return _run_on(entry, shards, args)
+    if not _entered.acquire(blocking=False):
+        return entry(1, *args)
+    try:
+        return _run_on(entry, shards, args)
+    finally:
+        _entered.release()
+
+
+def _run_on(entry: Callable, shards: int, args: tuple) -> Any:
+    before = numba.get_num_threads()
+    if before == shards:
+        return entry(shards, *args)
+    # Numba's own limit belongs to the user: lend it and give it back.
+    numba.set_num_threads(shards)
+    try:
+        return entry(shards, *args)
+    finally:
+        numba.set_num_threads(before)

@@ -1,0 +1,212 @@
+"""Products in register tiles: the micro-kernels that everything fast is made of.
+
+`product`   C[rows, N] = start + A[rows, depth] @ B     B is a packed panel [depth, N]
+`outer`     C[rows, N] += A[depth, rows].T @ B          A is packed [depth, N], B is strided rows of an array
+
+N is the panel's width, `panel_width(vectors, dtype)`: some vectors of the host. A tile of C, a few rows by a few
+vectors, stays in registers over the whole depth. Each element of C is one chain of fused multiply-adds in the order
+of the depth, whatever tile it falls in: a row's result does not depend on the rows around it.
+
+Each kernel is emitted once a module as an LLVM function of its own. On the 16 registers of AVX2 and SSE a panel is run
+in column groups of two or three vectors, since a wider tile would spill.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+from nbrnn.kernels.simd import REGISTERS, emit_call, emit_either, emit_load, emit_splat, emit_store, vector_type, width
+
+INT = ir.IntType(64)
+VECTORS = 4  # vectors in a panel of a plain matrix
+
+
+def panel_width(vectors: int, dtype: object) -> int:
+    """Columns in a panel of `vectors` vectors."""
+    return vectors * width(dtype)
+
+
+def column_groups(vectors: int) -> list[int]:
+    """How a panel's vectors are divided among tiles, from the number of registers."""
+    if REGISTERS == 32:
+        return [vectors]
+    if vectors % 3 == 0:
+        return [3] * (vectors // 3)
+    return [2] * (vectors // 2) + [1] * (vectors % 2)
+
+
+def rows_per_tile(vectors: int) -> int:
+    """The most rows of a tile that is `vectors` wide: accumulators fill three quarters of the registers."""
+    return min(8, REGISTERS * 3 // 4 // vectors)
+
+
+@intrinsic(prefer_literal=True)
+def product(typingctx, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+    """C[:rows, :columns] = start + A @ B for one packed panel B of `vectors` (a literal) vectors.
+
+    `start` has the row stride `ld_start`: C itself to add to it, or a row of biases with the stride 0. `columns`
+    below the panel's width leaves the rest of C untouched.
+    """
+    if not isinstance(vectors, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, sig, args):
+        function = _kernel(builder.module, a.dtype, vectors.literal_value, "product")
+        _, a_, lda_, b_, depth_, start_, ld_start_, c_, ldc_, rows_, columns_ = args
+        builder.call(function, [a_, lda_, b_, INT(0), depth_, start_, ld_start_, c_, ldc_, rows_, columns_])
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(vectors, a, n, b, n, a, n, c, n, n, n), codegen
+
+
+@intrinsic(prefer_literal=True)
+def outer(typingctx, vectors, a, lda, b, ldb, depth, c, ldc, rows, columns):
+    """C[:rows, :columns] += A.T @ B, A[depth, rows] with the row stride `lda`, B[depth, panel] with `ldb`."""
+    if not isinstance(vectors, types.IntegerLiteral):
+        return None
+
+    def codegen(context, builder, sig, args):
+        function = _kernel(builder.module, a.dtype, vectors.literal_value, "outer")
+        _, a_, lda_, b_, ldb_, depth_, c_, ldc_, rows_, columns_ = args
+        builder.call(function, [a_, lda_, b_, ldb_, depth_, c_, ldc_, c_, ldc_, rows_, columns_])
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(vectors, a, n, b, n, n, c, n, n, n), codegen
+
+
+def _kernel(module, dtype, vectors, kind):
+    """The LLVM function of one kernel, emitted into `module` at its first use."""
+    name = f"nbrnn.{kind}.{dtype}.{vectors}"
+    if name in module.globals:
+        return module.globals[name]
+    p = vector_type(dtype).element.as_pointer()
+    #                                             a  lda  b  ldb  depth start ld  c  ldc  rows columns
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [p, INT, p, INT, INT, p, INT, p, INT, INT, INT]), name)
+    function.linkage = "linkonce_odr"
+    function.attributes.add("noinline")
+    a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns = function.args
+    builder = ir.IRBuilder(function.append_basic_block())
+    lanes = vector_type(dtype).count
+    if kind == "product":
+        ldb = INT(vectors * lanes)
+    first = 0
+    for group in column_groups(vectors):
+        at = INT(first * lanes)
+        b_, start_, c_ = (builder.gep(x, [at]) for x in (b, start, c))
+        columns_ = builder.sub(columns, at)
+        tile = _Tile(builder, vector_type(dtype), group, kind == "outer", lda, ldb, depth, ld_start, ldc, columns_)
+        _row_loop(builder, rows, rows_per_tile(group), lambda r, m, s=start_, c=c_, b=b_, t=tile: t.emit(m, a, b, s, c, r))
+        first += group
+    builder.ret_void()
+    return function
+
+
+def _row_loop(builder, rows, most, emit):
+    """Emit tiles over all rows: as few as possible, as equal as possible."""
+    function = builder.function
+    head, split, even, done = (function.append_basic_block(name) for name in ("head", "split", "even", "done"))
+    entry = builder.block
+    builder.branch(head)
+    builder.position_at_end(head)
+    row = builder.phi(INT)
+    row.add_incoming(INT(0), entry)
+    left = builder.sub(rows, row)
+    more = function.append_basic_block("more")
+    builder.cbranch(builder.icmp_signed(">", left, INT(0)), more, done)
+    builder.position_at_end(more)
+    builder.cbranch(builder.icmp_signed(">", left, INT(most)), even, split)
+    builder.position_at_end(even)
+    tiles = builder.udiv(builder.add(left, INT(most - 1)), INT(most))
+    share = builder.udiv(builder.sub(builder.add(left, tiles), INT(1)), tiles)
+    builder.branch(split)
+    builder.position_at_end(split)
+    count = builder.phi(INT)
+    count.add_incoming(left, more)
+    count.add_incoming(share, even)
+    switch = builder.switch(count, done)
+    for m in range(1, most + 1):
+        block = function.append_basic_block(f"rows{m}")
+        switch.add_case(INT(m), block)
+        builder.position_at_end(block)
+        emit(row, m)
+        row.add_incoming(builder.add(row, INT(m)), builder.block)
+        builder.branch(head)
+    builder.position_at_end(done)
+
+
+class _Tile:
+    """Emits C[rows, vectors] = start + A @ B with the tile of C in registers over the whole depth."""
+
+    def __init__(self, builder, vector, vectors, transposed, lda, ldb, depth, ld_start, ldc, columns):
+        self.builder, self.vector, self.vectors, self.transposed = builder, vector, vectors, transposed
+        self.lda, self.ldb, self.depth, self.ld_start, self.ldc, self.columns = lda, ldb, depth, ld_start, ldc, columns
+
+    def emit(self, rows, a, b, start, c, row):
+        """One tile of `rows` rows, the first of them `row`."""
+        builder, vector = self.builder, self.vector
+        a = builder.gep(a, [row if self.transposed else builder.mul(row, self.lda)])
+        whole = builder.icmp_signed(">=", self.columns, INT(self.vectors * vector.count))
+
+        def load(part):
+            cells = self._cells(rows, start, self.ld_start, row)
+            return [emit_load(builder, p, vector, count if part else None) for p, count in cells]
+
+        def store(part):
+            for value, (p, count) in zip(result, self._cells(rows, c, self.ldc, row)):
+                emit_store(builder, value, p, count if part else None)
+            return []
+
+        tile = emit_either(builder, whole, load)
+        entry = builder.block
+        loop, done = (builder.function.append_basic_block(name) for name in ("depth", "tile"))
+        builder.cbranch(builder.icmp_signed(">", self.depth, INT(0)), loop, done)
+        builder.position_at_end(loop)
+        k = builder.phi(INT)
+        k.add_incoming(INT(0), entry)
+        sums = [builder.phi(vector) for _ in tile]
+        new = self._step(rows, a, b, k, sums)
+        for phi, value, added in zip(sums, tile, new):
+            phi.add_incoming(value, entry)
+            phi.add_incoming(added, loop)
+        following = builder.add(k, INT(1))
+        k.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, self.depth), loop, done)
+        builder.position_at_end(done)
+        result = []
+        for value, added in zip(tile, new):
+            phi = builder.phi(vector)
+            phi.add_incoming(value, entry)
+            phi.add_incoming(added, loop)
+            result.append(phi)
+        emit_either(builder, whole, store)
+
+    def _cells(self, rows, base, stride, row):
+        """Pointer and count of lanes of every vector of the tile."""
+        builder = self.builder
+        for r in range(rows):
+            line = builder.gep(base, [builder.mul(builder.add(row, INT(r)), stride)])
+            for v in range(self.vectors):
+                at = INT(v * self.vector.count)
+                yield builder.gep(line, [at]), builder.sub(self.columns, at)
+
+    def _step(self, rows, a, b, k, sums):
+        """One step of depth: sums + A[:, k] B[k, :]."""
+        builder, vector = self.builder, self.vector
+        line = builder.gep(b, [builder.mul(k, self.ldb)])
+        at = [builder.gep(line, [INT(v * vector.count)]) for v in range(self.vectors)]
+        columns = [emit_load(builder, p, vector) for p in at]
+        new = []
+        for r in range(rows):
+            if self.transposed:
+                at = builder.add(builder.mul(k, self.lda), INT(r))
+            else:
+                at = builder.add(builder.mul(INT(r), self.lda), k)
+            factor = emit_splat(builder, builder.load(builder.gep(a, [at])), vector)
+            for v in range(self.vectors):
+                new.append(emit_call(builder, "llvm.fmuladd", vector, factor, columns[v], sums[r * self.vectors + v]))
+        return new
+

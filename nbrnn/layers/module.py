@@ -1,0 +1,230 @@
+"""What every layer is: parameters on one flat vector, and three calls.
+
+`Parameters` are named views on one flat vector, so that an optimizer, a norm or a checkpoint is one pass over
+one array. `Module` is the base of every layer:
+
+    y, state_n           = module(x, state=None)          inference: keeps nothing
+    y, state_n, pullback = module.vjp(x, state=None)      training: keeps what the pullback needs
+    dx, dstate0, grads   = pullback(dy, dstate_n=None)    vector-Jacobian product
+
+A layer without memory has the state None. Modules contain no other mutable thing than their parameters and the
+random generator of their dropout, so a call changes nothing in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+FLOATS = ("float32", "float64")
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Parameters(Mapping[str, np.ndarray]):
+    """Named arrays that are views on one flat vector.
+
+    Parameters
+    ----------
+    shapes : mapping of str to tuple of int
+        The arrays' names and shapes, in the order in which they lie in the vector.
+    flat : ndarray
+        One-dimensional, as long as all the shapes together.
+    """
+
+    def __init__(self, shapes: Shapes, flat: np.ndarray):
+        self.flat = flat
+        self._views = {}
+        start = 0
+        for name, shape in shapes.items():
+            stop = start + int(np.prod(shape, dtype=np.int64))
+            self._views[name] = flat[start:stop].reshape(shape)
+            start = stop
+        if flat.ndim != 1 or start != flat.size:
+            raise ValueError(f"flat: expected a vector of {start} elements, got shape {flat.shape}")
+
+    @classmethod
+    def zeros(cls, shapes: Shapes, dtype: Any) -> Parameters:
+        return cls(shapes, np.zeros(size_of(shapes), dtype))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {name: view.shape for name, view in self._views.items()}
+
+    def part(self, prefix: str) -> Parameters:
+        """The parameters whose names begin with `prefix`, without it: a view on the same vector."""
+        names = [name for name in self._views if name.startswith(prefix)]
+        start = 0
+        for name in self._views:
+            if not names or name == names[0]:
+                break
+            start += self._views[name].size
+        shapes = {name[len(prefix) :]: self._views[name].shape for name in names}
+        return Parameters(shapes, self.flat[start : start + size_of(shapes)])
+
+    def name_of(self, index: int) -> str:
+        """The name of the parameter that owns element `index` of the flat vector."""
+        for name, view in self._views.items():
+            if index < view.size:
+                return name
+            index -= view.size
+        raise IndexError("index: beyond the last parameter")
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._views[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._views)
+
+    def __len__(self) -> int:
+        return len(self._views)
+
+    def __repr__(self) -> str:
+        rows = (f"{name} {'x'.join(map(str, view.shape))}" for name, view in self._views.items())
+        return f"Parameters({', '.join(rows)}: {self.flat.size:,} {self.flat.dtype} values)"
+
+
+def size_of(shapes: Shapes) -> int:
+    return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+
+
+class Pullback(Protocol):
+    """The vector-Jacobian product that `Module.vjp` returns; it may be called once.
+
+    Parameters
+    ----------
+    dy : ndarray
+        Gradient with respect to y.
+    dstate_n : optional
+        Gradient with respect to the last state, shaped like it; None is zero.
+    out : Parameters, optional
+        Where to write the gradients; by default they are newly made.
+
+    Returns
+    -------
+    dx : ndarray or None
+        Gradient with respect to x; None where x holds integers.
+    dstate0
+        Gradient with respect to the first state.
+    grads : Parameters
+        Gradients with respect to the parameters, under the same names.
+    """
+
+    def __call__(
+        self, dy: np.ndarray, dstate_n: Any = None, *, out: Parameters | None = None
+    ) -> tuple[np.ndarray | None, Any, Parameters]: ...
+
+
+class Module:
+    """Base of all layers: parameters and three calls (see the top of this file)."""
+
+    params: Parameters
+    dtype: np.dtype
+
+    def __call__(self, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any]:
+        raise NotImplementedError
+
+    def vjp(self, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any, Pullback]:
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that build a module of the same shape, as plain JSON values."""
+        raise NotImplementedError
+
+    def rebind(self, params: Parameters) -> None:
+        """Move the parameters into `params`, views on a larger vector, keeping their values."""
+        params.flat[:] = self.params.flat
+        self.params = params
+
+    def generators(self) -> list[np.random.Generator]:
+        """The random generators that calls of `vjp` draw from, in a fixed order."""
+        return []
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters by name."""
+        return {name: view.copy() for name, view in self.params.items()}
+
+    def load_state_dict(self, mapping: Mapping[str, np.ndarray]) -> None:
+        """Set all parameters; either all of them change or, with an error, none.
+
+        Parameters
+        ----------
+        mapping : mapping of str to array_like
+            An array for every parameter, of its shape, of finite real numbers.
+
+        Raises
+        ------
+        ValueError
+            Names are missing or unknown, a shape differs, or a value is not finite. The message lists them all.
+        TypeError
+            A value is not an array of real numbers.
+        """
+        wrong = [f"{name}: missing" for name in self.params if name not in mapping]
+        wrong += [f"{name}: unknown" for name in mapping if name not in self.params]
+        arrays = {}
+        for name, view in self.params.items():
+            if name not in mapping:
+                continue
+            array = np.asarray(mapping[name])
+            if array.dtype.kind not in "fiu":
+                raise TypeError(f"{name}: expected an array of real numbers, got dtype {array.dtype}")
+            if array.shape != view.shape:
+                wrong.append(f"{name}: expected shape {view.shape}, got {array.shape}")
+                continue
+            with np.errstate(over="ignore"):
+                array = array.astype(self.dtype)
+            if not np.isfinite(array).all():
+                wrong.append(f"{name}: expected finite values, got NaN, infinity or a value beyond {self.dtype}")
+            arrays[name] = array
+        if wrong:
+            raise ValueError("state_dict: " + "; ".join(wrong))
+        for name, array in arrays.items():
+            self.params[name][...] = array
+
+
+def check_dtype(dtype: Any) -> np.dtype:
+    """The layer's dtype, or a clear error."""
+    try:
+        result = np.dtype(dtype)
+    except TypeError:
+        result = None
+    if result is None or result.name not in FLOATS:
+        raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
+    return result
+
+
+def check_size(name: str, value: Any, least: int = 1) -> int:
+    """An integer argument, or a clear error."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < least:
+        raise ValueError(f"{name}: expected at least {least}, got {value}")
+    return int(value)
+
+
+def check_fraction(name: str, value: Any) -> float:
+    """A probability in [0, 1), or a clear error."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not 0.0 <= value < 1.0:
+        raise ValueError(f"{name}: expected a fraction in [0, 1), got {value}")
+    return float(value)
+
+
+def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None, ...], words: str) -> np.ndarray:
+    """`array` as a C-contiguous array of `dtype` and `shape`, or a clear error.
+
+    None in `shape` is any size, and `words` is how the expected shape is written in the message. Integers and half
+    precision are refused: a silent conversion would hide a mistake.
+    """
+    if not isinstance(array, np.ndarray):
+        raise TypeError(f"{name}: expected a NumPy array {words}, got {type(array).__name__}")
+    if array.dtype.name not in FLOATS:
+        raise TypeError(f"{name}: expected {dtype} values, got {array.dtype}; convert it with .astype({dtype.name!r})")
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape)):
+        raise ValueError(f"{name}: expected {words}, got {array.shape}")
+    return np.ascontiguousarray(array, dtype)
+
+
+Initializer = Callable[[np.random.Generator, str, tuple[int, ...]], np.ndarray]
