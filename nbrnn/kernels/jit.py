@@ -59,6 +59,23 @@ def compiled(function: Callable, *, tag: str = "", parallel: bool = False) -> Ca
     return numba.njit(function, parallel=parallel, **OPTIONS)
 
 
+def sharded(function: Callable) -> Callable:
+    """An entry ``entry(shards, *args)`` that calls ``function(shard, shards, *args)`` for every shard.
+
+    One shard runs in the calling thread and enters no parallel region.
+    """
+    shard = jitable(function)
+
+    def entry(shards, *args):
+        if shards == 1:
+            shard(0, 1, *args)
+        else:
+            for s in numba.prange(shards):
+                shard(s, shards, *args)
+
+    return compiled(entry, tag=function.__name__, parallel=True)
+
+
 def parallel(function: Callable) -> Callable:
     """`compiled` with a parallel path: the decorator of an entry whose first argument is the number of shards."""
     return compiled(function, parallel=True)

@@ -255,21 +255,40 @@ def load(typingctx, p, count):
 
 @intrinsic
 def store(typingctx, p, value, count):
-    """Store the first `count` lanes of `value` at `p`."""
-    if not isinstance(value, Lanes):
+    """Store the first `count` lanes of `value` at `p`; a plain number fills them."""
+    if not isinstance(value, (Lanes, types.Number)):
         return None
+    lanes = Lanes(p.dtype)
 
     def codegen(context, builder, sig, args):
-        p, value, count = args
-
-        def emit(part):
-            emit_store(builder, value, p, count if part else None)
-            return []
-
-        emit_either(builder, _is_whole(builder, count, value.type), emit)
+        value = _as_lanes(context, builder, args[1], sig.args[1], lanes)
+        _store_either(builder, [(args[0], value)], args[2])
         return context.get_dummy_value()
 
     return types.void(p, value, types.intp), codegen
+
+
+def _store_either(builder, cells, count):
+    """Store vectors, given as pairs (pointer, vector), whole or in part."""
+
+    def emit(part):
+        for p, value in cells:
+            emit_store(builder, value, p, count if part else None)
+        return []
+
+    if cells:
+        emit_either(builder, _is_whole(builder, count, cells[0][1].type), emit)
+
+
+@intrinsic
+def lanes_of(typingctx, p):
+    """The lanes of a vector of the kind that `p` points to."""
+    count = Lanes(p.dtype).count
+
+    def codegen(context, builder, sig, args):
+        return context.get_constant(types.intp, count)
+
+    return types.intp(p), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -294,37 +313,41 @@ def load_many(typingctx, p, stride, count, number):
 
 @intrinsic
 def store_many(typingctx, p, stride, values, count):
-    """Store a tuple of vectors, `stride` elements apart."""
+    """Store a tuple of vectors or numbers, `stride` elements apart."""
     if not isinstance(values, types.BaseTuple):
         return None
+    lanes = Lanes(p.dtype)
 
     def codegen(context, builder, sig, args):
         p, stride, values, count = args
-        vectors = cgutils.unpack_tuple(builder, values)
-        if not vectors:
-            return context.get_dummy_value()
-
-        def emit(part):
-            for n, value in enumerate(vectors):
-                at = builder.gep(p, [builder.mul(stride, stride.type(n))])
-                emit_store(builder, value, at, count if part else None)
-            return []
-
-        emit_either(builder, _is_whole(builder, count, vectors[0].type), emit)
+        cells = list(_tuple_cells(context, builder, p, stride, values, sig.args[2], lanes))
+        _store_either(builder, cells, count)
         return context.get_dummy_value()
 
     return types.void(p, types.intp, values, types.intp), codegen
 
 
+def _tuple_cells(context, builder, p, stride, values, kind, lanes):
+    """Pointer and vector of every element of a tuple of vectors and numbers."""
+    for n, value in enumerate(cgutils.unpack_tuple(builder, values)):
+        yield builder.gep(p, [builder.mul(stride, stride.type(n))]), _as_lanes(context, builder, value, kind[n], lanes)
+
+
 @intrinsic
-def first_lanes(typingctx, value, count):
-    """`value` with zeros behind its first `count` lanes."""
+def store_padded(typingctx, p, stride, values, count):
+    """Store a tuple of whole vectors or numbers, `stride` elements apart, with zeros behind the first `count` lanes."""
+    if not isinstance(values, types.BaseTuple):
+        return None
+    lanes = Lanes(p.dtype)
 
     def codegen(context, builder, sig, args):
-        vector = args[0].type
-        return builder.select(_mask(builder, args[1], vector), args[0], ir.Constant(vector, None))
+        p, stride, values, count = args
+        mask = _mask(builder, count, vector_type(lanes.dtype))
+        for at, value in _tuple_cells(context, builder, p, stride, values, sig.args[2], lanes):
+            emit_store(builder, builder.select(mask, value, ir.Constant(value.type, None)), at)
+        return context.get_dummy_value()
 
-    return value(value, types.intp), codegen
+    return types.void(p, types.intp, values, types.intp), codegen
 
 
 def _mask(builder, count, vector):

@@ -13,7 +13,7 @@ random generator of their dropout, so a call changes nothing in them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -215,16 +215,28 @@ def check_fraction(name: str, value: Any) -> float:
 def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None, ...], words: str) -> np.ndarray:
     """`array` as a C-contiguous array of `dtype` and `shape`, or a clear error.
 
-    None in `shape` is any size, and `words` is how the expected shape is written in the message. Integers and half
-    precision are refused: a silent conversion would hide a mistake.
+    None in `shape` is any size, and `words` is how the expected shape is written in the message. float32 and float64
+    are converted into each other; integers and half precision are refused, since to convert them may hide a mistake.
     """
-    if not isinstance(array, np.ndarray):
-        raise TypeError(f"{name}: expected a NumPy array {words}, got {type(array).__name__}")
+    array = np.asarray(array)
     if array.dtype.name not in FLOATS:
-        raise TypeError(f"{name}: expected {dtype} values, got {array.dtype}; convert it with .astype({dtype.name!r})")
-    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape)):
+        raise TypeError(f"{name}: expected {dtype} values, got {array.dtype}; convert them with .astype({dtype.name!r})")
+    if not _fits(array, shape):
         raise ValueError(f"{name}: expected {words}, got {array.shape}")
     return np.ascontiguousarray(array, dtype)
 
 
-Initializer = Callable[[np.random.Generator, str, tuple[int, ...]], np.ndarray]
+def check_tokens(name: str, array: Any, shape: tuple[int | None, ...], words: str, count: int) -> np.ndarray:
+    """`array` as a C-contiguous int64 array of `shape` with values in [0, count), or a clear error."""
+    array = np.asarray(array)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name}: expected integer tokens, got {array.dtype}")
+    if not _fits(array, shape):
+        raise ValueError(f"{name}: expected {words}, got {array.shape}")
+    if array.size and (array.min() < 0 or array.max() >= count):
+        raise ValueError(f"{name}: expected tokens in [0, {count}), got {array.min()} to {array.max()}")
+    return np.ascontiguousarray(array, np.int64)
+
+
+def _fits(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:
+    return array.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, array.shape))

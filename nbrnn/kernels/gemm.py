@@ -1,0 +1,211 @@
+"""Products of whole matrices: packing, rows by panels, and the transposed products of weight gradients.
+
+A weight matrix is packed into panels ``[J, K, P]`` (panel, depth, column; P = `PANEL` columns or a cell's own width)
+once, and every product then streams them in order. `order` maps a panel's columns (or its depth) to rows of the
+weight matrix as torch lays it out; -1 stands for a column of zeros that only fills a vector.
+
+All entries divide their work so that no sum depends on the number of shards.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from nbrnn.kernels.jit import compiled, jitable, sharded
+from nbrnn.kernels.simd import lanes_of, load, pointer, store
+from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
+
+ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 6 or 8
+DEPTH = 128  # steps of depth for which a block of both factors stays in the nearest cache
+
+
+def panels(columns: int, dtype: object) -> int:
+    """The number of panels of a plain matrix with so many columns."""
+    return -(-columns // panel_width(VECTORS, dtype))
+
+
+def padded(columns: int, dtype: object) -> int:
+    """`columns` rounded up to whole panels."""
+    return panels(columns, dtype) * panel_width(VECTORS, dtype)
+
+
+def plain_order(count: int, dtype: object) -> np.ndarray:
+    """The order of a plain matrix: its own, filled up with -1."""
+    order = np.full(padded(count, dtype), -1)
+    order[:count] = np.arange(count)
+    return order
+
+
+def runs_of(rows: int, dtype: object, first_row: int = 0, column: int = 0, piece: int = 0, step: int = 0) -> np.ndarray:
+    """Divide consecutive rows of a weight into runs of at most a panel: (column, row, count) each.
+
+    The gradient of the rows stands in columns of dy: from `column` on where `piece` is 0, else in pieces of `piece`
+    columns that lie `step` apart.
+    """
+    P = panel_width(VECTORS, dtype)
+    starts = np.arange(0, rows, P)
+    columns = starts // piece * step if piece else starts
+    return np.stack([column + columns, first_row + starts, np.minimum(P, rows - starts)], axis=1)
+
+
+# ------------------------------------------------------------------ packing
+
+
+@sharded
+def pack_rows(s, shards, weight, order, out):
+    """out[j, k, c] = weight[order[j P + c], k]: panels for ``x @ weight.T``.
+
+    weight: [R, K]; order: [J P]; out: [J, K, P].
+    """
+    J, K, P = out.shape
+    for j in range(J * s // shards, J * (s + 1) // shards):
+        for k0 in range(0, K, 16):
+            k1 = min(k0 + 16, K)
+            for c in range(P):
+                row = order[j * P + c]
+                for k in range(k0, k1):
+                    out[j, k, c] = weight[row, k] if row >= 0 else 0.0
+
+
+@sharded
+def pack_columns(s, shards, weight, order, out):
+    """out[j, k, c] = weight[order[k], j P + c]: panels for ``dy @ weight``.
+
+    weight: [R, N]; order: [K]; out: [J, K, P] with J P >= N, filled up with zeros.
+    """
+    J, K, P = out.shape
+    N = weight.shape[1]
+    for j in range(J * s // shards, J * (s + 1) // shards):
+        columns = min(P, N - j * P)
+        for k in range(K):
+            row = order[k]
+            for c in range(P):
+                out[j, k, c] = weight[row, j * P + c] if row >= 0 and c < columns else 0.0
+
+
+# ------------------------------------------------------------------ rows by panels
+
+
+@sharded
+def multiply(s, shards, a, first, step, depth, packed, start, out):
+    """out = start + a @ packed.
+
+    a: [M, lda], of which the columns that count are `depth` long pieces, `step` apart, from column `first` on;
+    packed: [J, K, P], K a whole number of pieces; start: [J P], a row added to every row; out: [M, N].
+    """
+    M, lda = a.shape
+    N = out.shape[1]
+    J, K, P = packed.shape
+    lo, hi, j0, j1 = 0, M, 0, J
+    if M >= 8 * shards:
+        lo, hi = M * s // shards, M * (s + 1) // shards
+    else:
+        j0, j1 = J * s // shards, J * (s + 1) // shards
+    for row in range(lo, hi, ROWS):
+        rows = min(ROWS, hi - row)
+        for j in range(j0, j1):
+            c = pointer(out, row * N + j * P)
+            columns = min(P, N - j * P)
+            for n in range(K // depth):
+                left = pointer(a, row * lda + first + n * step)
+                b = pointer(packed, (j * K + n * depth) * P)
+                if n == 0:
+                    product(VECTORS, left, lda, b, depth, pointer(start, j * P), 0, c, N, rows, columns)
+                else:
+                    product(VECTORS, left, lda, b, depth, c, N, c, N, rows, columns)
+
+
+# ------------------------------------------------------------------ weight gradients
+#
+# dy: [M, ldy]; runs: [n, 3] and pieces as in `runs_of`; dw: [R, N]; db: [R]. Only the rows of the runs are written.
+
+
+@sharded
+def gradient(s, shards, dy, x, offset, ldx, runs, piece, step, dw, db):
+    """dw = dy.T @ x and db = the sum of dy's rows.
+
+    x: M rows of N numbers, `ldx` apart, from element `offset` of the array on.
+    """
+    N = dw.shape[1]
+    P = VECTORS * lanes_of(pointer(dy, 0))
+    blocks = (N + P - 1) // P
+    # By rows of dw where there are enough of them, else also by columns.
+    parts = 1 if len(runs) >= 2 * shards else min(shards, blocks)
+    tasks = len(runs) * parts
+    scratch = np.empty(DEPTH * P, dy.dtype)
+    for task in range(tasks * s // shards, tasks * (s + 1) // shards):
+        column, row, count = runs[task // parts]
+        part = task % parts
+        n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
+        dw[row : row + count, n0:n1] = 0.0
+        if part == 0:
+            db[row : row + count] = 0.0
+        for k in range(0, len(dy), DEPTH):
+            depth = min(DEPTH, len(dy) - k)
+            _gather(dy, k, depth, column, count, piece, step, scratch, db, row, part == 0)
+            for n in range(n0, n1, P):
+                c, right = pointer(dw, row * N + n), pointer(x, offset + k * ldx + n)
+                outer(VECTORS, pointer(scratch, 0), P, right, ldx, depth, c, N, count, min(P, n1 - n))
+
+
+@jitable
+def _gather(dy, k, depth, column, count, piece, step, scratch, db, row, sums):
+    """Copy `count` columns of dy side by side, so that the tile walks through them in order, and add them to db."""
+    W = lanes_of(pointer(dy, 0))
+    ldy, P = dy.shape[1], VECTORS * W
+    for c in range(0, count, W):
+        at = k * ldy + column + _place(c, piece, step)
+        total = load(pointer(db, row + c), count - c)
+        for m in range(depth):
+            value = load(pointer(dy, at + m * ldy), count - c)
+            store(pointer(scratch, m * P + c), value, W)
+            total += value
+        if sums:
+            store(pointer(db, row + c), total, count - c)
+
+
+@jitable
+def _place(c, piece, step):
+    return c if piece == 0 else c // piece * step + c % piece
+
+
+@sharded
+def token_gradient(s, shards, dy, tokens, runs, piece, step, dw, db):
+    """The same where x holds the one-hot rows of `tokens`: column n of dw is the sum of dy's rows whose token is n.
+
+    tokens: [M] integers in [0, N).
+    """
+    M, ldy = dy.shape
+    N = dw.shape[1]
+    W = lanes_of(pointer(dy, 0))
+    P = VECTORS * W
+    sums = np.empty((N, P), dy.dtype)
+    for r in range(len(runs) * s // shards, len(runs) * (s + 1) // shards):
+        column, row, count = runs[r]
+        sums[:] = 0.0
+        db[row : row + count] = 0.0
+        for c in range(0, count, W):
+            at = column + _place(c, piece, step)
+            total = load(pointer(db, row + c), count - c)
+            for m in range(M):
+                value = load(pointer(dy, m * ldy + at), count - c)
+                cell = pointer(sums, tokens[m] * P + c)
+                store(cell, load(cell, W) + value, W)
+                total += value
+            store(pointer(db, row + c), total, count - c)
+        for c in range(count):
+            for n in range(N):
+                dw[row + c, n] = sums[n, c]
+
+
+@compiled
+def identical(a, b):
+    """Whether two flat vectors hold the same bits; NaN equals itself."""
+    a, b = a.view(np.uint32), b.view(np.uint32)
+    for start in range(0, len(a), 1024):
+        stop = min(start + 1024, len(a))
+        different = np.uint32(0)
+        for n in range(start, stop):
+            different |= a[n] ^ b[n]
+        if different:
+            return False
+    return True

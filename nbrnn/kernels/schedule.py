@@ -1,0 +1,64 @@
+"""How a scan is divided among threads: chosen by the size of the work, reported on request, never visible in a result.
+
+    serial   one thread: little work, or nothing to divide
+    batch    each thread takes some rows of the batch through all time steps, without waiting for the others
+    units    each thread takes some hidden units of every step, and all meet after each step: few rows, many units
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+# Floating-point operations below which a parallel region costs more than it saves. A region of OpenMP or TBB is
+# entered in 1 to 3 us, one of workqueue in 70 to 100 us.
+REGION_WORK = {"omp": 300_000, "tbb": 500_000, "workqueue": 10_000_000}
+# Operations of one time step below which a meeting of the threads costs more than it saves.
+STEP_WORK = 60_000
+# Rows that a thread needs for its register tiles to run at speed.
+ROWS = 4
+# Rows of several time steps that the input product takes at once where a step has few.
+BLOCK_ROWS = 48
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How one scan runs.
+
+    Parameters
+    ----------
+    kind : str
+        "serial", "batch" or "units".
+    shards : int
+        Threads among which the work is divided.
+    block : int
+        Time steps whose input product is done at once.
+    reason : str
+        Why, in words.
+    """
+
+    kind: str
+    shards: int
+    block: int
+    reason: str
+
+    @property
+    def by_units(self) -> bool:
+        return self.kind == "units"
+
+
+def choose(T: int, B: int, step_work: int, panels: int, threads: int, layer: str) -> Schedule:
+    """The schedule for T steps of B rows, of `step_work` operations a row and step, in so many panels of hidden units."""
+    many_steps = max(1, min(T, -(-BLOCK_ROWS // max(B, 1)))) if B < 12 else 1
+    work = T * B * step_work
+    if threads == 1:
+        return Schedule("serial", 1, many_steps, "one thread")
+    if work < REGION_WORK[layer]:
+        return Schedule("serial", 1, many_steps, f"{work:,} operations are not worth a parallel region")
+    if B >= ROWS * threads:
+        return Schedule("batch", threads, 1, f"{B} rows are at least {ROWS} for each thread")
+    if panels >= threads and B * step_work >= STEP_WORK:
+        words = f"{B} rows are few, {panels} panels of hidden units can be divided"
+        return Schedule("units", threads, max(2, many_steps), words)
+    if B >= 2 * threads:
+        return Schedule("batch", threads, 1, f"{B} rows can be divided, {panels} panels of hidden units can not")
+    return Schedule("serial", 1, many_steps, "too few rows and too small a step to divide")

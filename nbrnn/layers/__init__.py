@@ -1,0 +1,1 @@
+"""Floor 2: layers, modules with parameters and three calls."""

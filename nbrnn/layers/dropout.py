@@ -1,0 +1,67 @@
+"""Dropout: a random part of the values is zero in training, the rest is scaled up so that the mean stays.
+
+N. Srivastava et al., Dropout: A Simple Way to Prevent Neural Networks from Overfitting, JMLR 15 (2014).
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from nbrnn.layers.initialise import Seed, generator
+from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_fraction
+
+
+def draw_mask(rng: np.random.Generator, shape: tuple[int, ...], p: float, dtype: np.dtype) -> np.ndarray:
+    """An array that is 0 with probability p and 1 / (1 - p) otherwise."""
+    return (rng.random(shape, np.float32) >= p) * dtype.type(1.0 / (1.0 - p))
+
+
+class Dropout(Module):
+    """Zeros in training (`vjp`), nothing at inference.
+
+    Parameters
+    ----------
+    p : float
+        Fraction of zeros, in [0, 1).
+    dtype : {"float32", "float64"}
+    seed : int, numpy.random.Generator or None
+        Where the masks come from.
+
+    Raises
+    ------
+    TypeError, ValueError
+        An argument is of the wrong type or out of range.
+    """
+
+    def __init__(self, p: float = 0.5, *, dtype: Any = "float32", seed: Seed = None):
+        self.p = check_fraction("p", p)
+        self.dtype = check_dtype(dtype)
+        self.rng = generator(seed)
+        self._lock = threading.Lock()
+        self.params = Parameters.zeros({}, self.dtype)
+
+    def _check(self, name: str, x: Any) -> np.ndarray:
+        return check_floats(name, x, self.dtype, (None,) * np.ndim(x), "any shape")
+
+    def __call__(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None]:
+        return self._check("x", x), None
+
+    def vjp(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None, Pullback]:
+        x = self._check("x", x)
+        with self._lock:
+            mask = draw_mask(self.rng, x.shape, self.p, self.dtype)
+
+        def pullback(dy, dstate_n=None, *, out=None):
+            grads = Parameters.zeros({}, self.dtype) if out is None else out
+            return check_floats("dy", dy, self.dtype, x.shape, str(x.shape)) * mask, None, grads
+
+        return x * mask, None, pullback
+
+    def config(self) -> dict[str, Any]:
+        return {"p": self.p, "dtype": self.dtype.name}
+
+    def generators(self) -> list[np.random.Generator]:
+        return [self.rng]

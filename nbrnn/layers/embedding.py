@@ -1,0 +1,65 @@
+"""The embedding layer: a row of a table for every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from nbrnn.layers.initialise import Seed, generator
+from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_size, check_tokens
+
+
+class Embedding(Module):
+    """y = weight[x].
+
+    Parameters
+    ----------
+    num_embeddings : int
+        Number of tokens.
+    embedding_dim : int
+        Size of a token's vector.
+    dtype : {"float32", "float64"}
+    seed : int, numpy.random.Generator or None
+
+    Attributes
+    ----------
+    params : Parameters
+        ``weight`` (num_embeddings, embedding_dim), at first standard normal.
+
+    Notes
+    -----
+    x holds integers in [0, num_embeddings), of any shape; y is (*x.shape, embedding_dim). The state is None, and so is
+    the gradient with respect to x.
+    """
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, *, dtype: Any = "float32", seed: Seed = None):
+        self.num_embeddings = check_size("num_embeddings", num_embeddings)
+        self.embedding_dim = check_size("embedding_dim", embedding_dim)
+        self.dtype = check_dtype(dtype)
+        shape = (self.num_embeddings, self.embedding_dim)
+        self.params = Parameters.zeros({"weight": shape}, self.dtype)
+        self.params["weight"][...] = generator(seed).standard_normal(shape)
+
+    def _check(self, x: Any) -> np.ndarray:
+        return check_tokens("x", x, (None,) * np.ndim(x), "any shape", self.num_embeddings)
+
+    def __call__(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None]:
+        return self.params["weight"][self._check(x)], None
+
+    def vjp(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None, Pullback]:
+        x = self._check(x)
+        y = self.params["weight"][x]
+
+        def pullback(dy, dstate_n=None, *, out=None):
+            grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
+            dy = check_floats("dy", dy, self.dtype, y.shape, str(y.shape)).reshape(-1, self.embedding_dim)
+            grads["weight"][...] = 0.0
+            np.add.at(grads["weight"], x.ravel(), dy)
+            return None, None, grads
+
+        return y, None, pullback
+
+    def config(self) -> dict[str, Any]:
+        names = ("num_embeddings", "embedding_dim")
+        return {name: getattr(self, name) for name in names} | {"dtype": self.dtype.name}
