@@ -25,18 +25,7 @@ from numba.core import types
 from numba.extending import overload
 
 from nbrnn.kernels.jit import jitable
-from nbrnn.kernels.simd import Lanes, clip, power_of_two, where_less
-
-
-def by_precision(x, single, double):
-    """`single` where the lanes `x` are float32, else `double`."""
-    raise TypeError("callable from compiled code only")
-
-
-@overload(by_precision)
-def _by_precision(x, single, double):
-    if isinstance(x, Lanes):
-        return (lambda x, single, double: single) if x.dtype == types.float32 else (lambda x, single, double: double)
+from nbrnn.kernels.simd import Lanes, by_precision, clip, power_of_two, where_less
 
 
 def _q_single(r):
@@ -70,16 +59,12 @@ def _q_by_precision(r):
 
 
 @jitable
-def _rounder(x):
-    # 1.5 * 2^23 or 2^52: adding it rounds to a whole number, which then stands in the lowest bits
-    return by_precision(x, 12582912.0, 6755399441055744.0)
-
-
-@jitable
 def _reduce(x):
     """(p, shifted): exp(x) = (1 + p) power_of_two(shifted)."""
-    shifted = x * 1.44269504088896341 + _rounder(x)
-    n = shifted - _rounder(x)
+    # 1.5 * 2^23 or 2^52: adding it rounds to a whole number, which then stands in the lowest bits
+    rounder = by_precision(x, 12582912.0, 6755399441055744.0)
+    shifted = x * 1.44269504088896341 + rounder
+    n = shifted - rounder
     # log 2 in two parts, the first short enough for n times it to be exact
     r = x - n * by_precision(x, 0.693359375, 0.6931471803691238)
     r = r - n * by_precision(x, -2.12194440054691e-4, 1.9082149292705878161e-10)
@@ -90,9 +75,10 @@ def _reduce(x):
 def exp(x):
     p, shifted = _reduce(clip(x, by_precision(x, -104.0, -746.0), by_precision(x, 89.0, 710.0)))
     # 2^n in two factors, since 2^n itself may be beyond the normal numbers
-    n = shifted - _rounder(x)
-    half = n * 0.5 + _rounder(x)
-    rest = (n - (half - _rounder(x))) + _rounder(x)
+    rounder = by_precision(x, 12582912.0, 6755399441055744.0)
+    n = shifted - rounder
+    half = n * 0.5 + rounder
+    rest = (n - (half - rounder)) + rounder
     return (p + 1.0) * power_of_two(half) * power_of_two(rest)
 
 

@@ -10,7 +10,7 @@ All entries divide their work so that no sum depends on the number of shards.
 from __future__ import annotations
 
 import numpy as np
-from nbrnn.kernels.jit import compiled, jitable, sharded
+from nbrnn.kernels.jit import jitable, sharded
 from nbrnn.kernels.simd import lanes_of, load, pointer, store
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
 
@@ -197,15 +197,15 @@ def token_gradient(s, shards, dy, tokens, runs, piece, step, dw, db):
                 dw[row + c, n] = sums[n, c]
 
 
-@compiled
-def identical(a, b):
-    """Whether two flat vectors hold the same bits; NaN equals itself."""
+@sharded
+def compare(s, shards, a, b, different):
+    """different[s] = whether shard s of two flat vectors differs in any bit; NaN equals itself."""
     a, b = a.view(np.uint32), b.view(np.uint32)
-    for start in range(0, len(a), 1024):
-        stop = min(start + 1024, len(a))
-        different = np.uint32(0)
-        for n in range(start, stop):
-            different |= a[n] ^ b[n]
-        if different:
-            return False
-    return True
+    stop = len(a) * (s + 1) // shards
+    found = np.uint32(0)
+    for start in range(len(a) * s // shards, stop, 1024):
+        for n in range(start, min(start + 1024, stop)):
+            found |= a[n] ^ b[n]
+        if found:
+            break
+    different[s] = found != 0

@@ -16,6 +16,8 @@ REGION_WORK = {"omp": 300_000, "tbb": 500_000, "workqueue": 10_000_000}
 STEP_WORK = 60_000
 # Rows that a thread needs for its register tiles to run at speed.
 ROWS = 4
+# Bytes of recurrent weights that a core keeps in its own cache, and rows that are worth fetching them from farther.
+CACHE, CACHE_ROWS = 1_500_000, 24
 # Rows of several time steps that the input product takes at once where a step has few.
 BLOCK_ROWS = 48
 
@@ -46,19 +48,36 @@ class Schedule:
         return self.kind == "units"
 
 
-def choose(T: int, B: int, step_work: int, panels: int, threads: int, layer: str) -> Schedule:
-    """The schedule for T steps of B rows, of `step_work` operations a row and step, in so many panels of hidden units."""
-    many_steps = max(1, min(T, -(-BLOCK_ROWS // max(B, 1)))) if B < 12 else 1
+def choose(T: int, B: int, step_work: int, weights: int, panels: int, threads: int, layer: str) -> Schedule:
+    """The schedule of a scan.
+
+    Parameters
+    ----------
+    T, B : int
+        Time steps and rows.
+    step_work : int
+        Floating-point operations of one step of one row.
+    weights : int
+        Bytes of the recurrent weights.
+    panels : int
+        Pieces into which the hidden units can be divided.
+    threads : int
+    layer : str
+        Numba's threading layer.
+    """
+    block = max(1, min(T, -(-BLOCK_ROWS // max(B, 1)))) if B < CACHE_ROWS else 1
+    serial = block if B < 12 else 1
     work = T * B * step_work
     if threads == 1:
-        return Schedule("serial", 1, many_steps, "one thread")
+        return Schedule("serial", 1, serial, "one thread")
     if work < REGION_WORK[layer]:
-        return Schedule("serial", 1, many_steps, f"{work:,} operations are not worth a parallel region")
-    if B >= ROWS * threads:
+        return Schedule("serial", 1, serial, f"{work:,} operations are not worth a parallel region")
+    heavy = weights > CACHE and B < CACHE_ROWS * threads
+    if B >= ROWS * threads and not (heavy and panels >= threads):
         return Schedule("batch", threads, 1, f"{B} rows are at least {ROWS} for each thread")
     if panels >= threads and B * step_work >= STEP_WORK:
-        words = f"{B} rows are few, {panels} panels of hidden units can be divided"
-        return Schedule("units", threads, max(2, many_steps), words)
+        words = f"{weights:,} bytes of weights for {B} rows" if heavy else f"{B} rows are few"
+        return Schedule("units", threads, max(2, block), f"{words}, {panels} panels of hidden units can be divided")
     if B >= 2 * threads:
         return Schedule("batch", threads, 1, f"{B} rows can be divided, {panels} panels of hidden units can not")
-    return Schedule("serial", 1, many_steps, "too few rows and too small a step to divide")
+    return Schedule("serial", 1, serial, "too few rows and too small a step to divide")

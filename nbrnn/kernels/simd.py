@@ -28,7 +28,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
-from nbrnn.kernels.jit import FASTMATH, jitable
+from nbrnn.kernels.jit import FASTMATH
 
 # ------------------------------------------------------------------ the host
 
@@ -150,11 +150,31 @@ def where_less(typingctx, a, b, x, y):
     return lanes(a, b, x, y), codegen
 
 
-@jitable
-def clip(x, low, high):
+@intrinsic
+def clip(typingctx, x, low, high):
     """`x` within [low, high]; NaN passes."""
-    x = where_less(x, low, low, x)
-    return where_less(high, x, high, x)
+    if not isinstance(x, Lanes):
+        return None
+
+    def codegen(context, builder, sig, args):
+        x, low, high = (_as_lanes(context, builder, v, kind, sig.return_type) for v, kind in zip(args, sig.args))
+        x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
+        return builder.select(builder.fcmp_ordered(">", x, high), high, x)
+
+    return x(x, low, high), codegen
+
+
+@intrinsic
+def by_precision(typingctx, x, single, double):
+    """The number `single` where the lanes `x` are float32, else `double`."""
+    if not isinstance(x, Lanes):
+        return None
+    place = 1 if x.dtype == types.float32 else 2
+
+    def codegen(context, builder, sig, args):
+        return context.cast(builder, args[place], sig.args[place], types.float64)
+
+    return types.float64(x, single, double), codegen
 
 
 @intrinsic

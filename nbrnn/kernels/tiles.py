@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 from nbrnn.kernels.simd import REGISTERS, emit_call, emit_either, emit_load, emit_splat, emit_store, vector_type, width
 
 INT = ir.IntType(64)
+PREFETCH = 8  # steps of depth ahead
 VECTORS = 4  # vectors in a panel of a plain matrix
 
 
@@ -199,6 +200,10 @@ class _Tile:
         line = builder.gep(b, [builder.mul(k, self.ldb)])
         at = [builder.gep(line, [INT(v * vector.count)]) for v in range(self.vectors)]
         columns = [emit_load(builder, p, vector) for p in at]
+        if not self.transposed:
+            # The panel is read once, from the second cache or farther: ask for it in time.
+            for p in at:
+                _prefetch(builder, builder.gep(p, [builder.mul(self.ldb, INT(PREFETCH))]))
         new = []
         for r in range(rows):
             if self.transposed:
@@ -210,3 +215,11 @@ class _Tile:
                 new.append(emit_call(builder, "llvm.fmuladd", vector, factor, columns[v], sums[r * self.vectors + v]))
         return new
 
+
+
+def _prefetch(builder, p):
+    byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    # to read (0), into the nearest cache (3), data (1)
+    builder.call(function, [builder.bitcast(p, byte), i32(0), i32(3), i32(1)])

@@ -13,12 +13,13 @@ random generator of their dropout, so a call changes nothing in them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
-FLOATS = ("float32", "float64")
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -38,7 +39,7 @@ class Parameters(Mapping[str, np.ndarray]):
         self._views = {}
         start = 0
         for name, shape in shapes.items():
-            stop = start + int(np.prod(shape, dtype=np.int64))
+            stop = start + math.prod(shape)
             self._views[name] = flat[start:stop].reshape(shape)
             start = stop
         if flat.ndim != 1 or start != flat.size:
@@ -55,13 +56,16 @@ class Parameters(Mapping[str, np.ndarray]):
     def part(self, prefix: str) -> Parameters:
         """The parameters whose names begin with `prefix`, without it: a view on the same vector."""
         names = [name for name in self._views if name.startswith(prefix)]
-        start = 0
-        for name in self._views:
-            if not names or name == names[0]:
-                break
-            start += self._views[name].size
         shapes = {name[len(prefix) :]: self._views[name].shape for name in names}
-        return Parameters(shapes, self.flat[start : start + size_of(shapes)])
+        return Parameters(shapes, self.span(names[0], names[-1]) if names else self.flat[:0])
+
+    def span(self, first: str, last: str) -> np.ndarray:
+        """The piece of the flat vector from parameter `first` to parameter `last`."""
+        sizes = {name: view.size for name, view in self._views.items()}
+        names = list(sizes)
+        start = sum(sizes[name] for name in names[: names.index(first)])
+        length = sum(sizes[name] for name in names[names.index(first) : names.index(last) + 1])
+        return self.flat[start : start + length]
 
     def name_of(self, index: int) -> str:
         """The name of the parameter that owns element `index` of the flat vector."""
@@ -86,7 +90,7 @@ class Parameters(Mapping[str, np.ndarray]):
 
 
 def size_of(shapes: Shapes) -> int:
-    return sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes.values())
+    return sum(math.prod(shape) for shape in shapes.values())
 
 
 class Pullback(Protocol):
@@ -189,7 +193,7 @@ def check_dtype(dtype: Any) -> np.dtype:
         result = np.dtype(dtype)
     except TypeError:
         result = None
-    if result is None or result.name not in FLOATS:
+    if result not in FLOATS:
         raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
     return result
 
@@ -219,7 +223,7 @@ def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None
     are converted into each other; integers and half precision are refused, since to convert them may hide a mistake.
     """
     array = np.asarray(array)
-    if array.dtype.name not in FLOATS:
+    if array.dtype not in FLOATS:
         raise TypeError(f"{name}: expected {dtype} values, got {array.dtype}; convert them with .astype({dtype.name!r})")
     if not _fits(array, shape):
         raise ValueError(f"{name}: expected {words}, got {array.shape}")

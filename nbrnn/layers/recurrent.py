@@ -35,7 +35,7 @@ from nbrnn.layers.module import (
     check_size,
     check_tokens,
 )
-from nbrnn.layers.packing import Weights, packing_of
+from nbrnn.layers.packing import SMALL, Weights, packing_of
 
 State = Any  # h, or the tuple of all states where the cell has several
 
@@ -128,6 +128,7 @@ class Recurrent(Module):
         self._lock = threading.Lock()
         self._spare: list[np.ndarray] = []
         self._packed: dict[int, tuple] = {}
+        self._packing = packing_of(cell, self.hidden_size, self.dtype)
         self.params = Parameters.zeros(self._shapes(), self.dtype)
         self._initialise()
 
@@ -298,7 +299,7 @@ class Recurrent(Module):
 
     def explain(self, T: int, B: int) -> str:
         """Which kernels and schedules a call with T steps of B rows would take, and why."""
-        packing = packing_of(self.cell, self.hidden_size, self.dtype)
+        packing = self._packing
         lines = [
             f"{self.cell.name}, {self.dtype}: {simd.instruction_set()}, vectors of {simd.width(self.dtype)}, "
             f"{packing.panels} panels of {packing.units} hidden units"
@@ -315,9 +316,10 @@ class Recurrent(Module):
         """How to run forward and backward."""
         threads, H, G = get_num_threads(), self.hidden_size, len(self.cell.gates)
         layer = threading_layer() if threads > 1 else ""
-        panels = packing_of(self.cell, H, self.dtype).panels
-        forward = schedule.choose(T, B, 2 * G * H * (H + inputs), panels, threads, layer)
-        backward = schedule.choose(T, B, 2 * G * H * H, gemm.panels(H, self.dtype), threads, layer)
+        panels = self._packing.panels
+        weights = G * H * H * self.dtype.itemsize
+        forward = schedule.choose(T, B, 2 * G * H * (H + inputs), weights, panels, threads, layer)
+        backward = schedule.choose(T, B, 2 * G * H * H, weights, gemm.panels(H, self.dtype), threads, layer)
         return forward, backward
 
     def _forward_layer(
@@ -342,7 +344,7 @@ class Recurrent(Module):
         inner = np.empty((len(states) - 1, T + 2 if keep else 1, B, H), self.dtype)
         for array, given in zip(inner, states[1:]):
             array[before if keep else 0] = given[row]
-        packing = packing_of(self.cell, H, self.dtype)
+        packing = self._packing
         plan, _ = self._schedules(T, B, self._inputs(layer))
         if keep:
             gates = self._take(T * B * packing.panels * packing.columns)
@@ -372,7 +374,7 @@ class Recurrent(Module):
         x, y, inner, gates = tape
         (T, B), H = x.shape[:2], self.hidden_size
         layer, reverse = divmod(row, self.directions)
-        packing = packing_of(self.cell, H, self.dtype)
+        packing = self._packing
         dh = np.zeros((B, gemm.padded(H, self.dtype)), self.dtype)
         dh[:, :H] = dlast[0][row]
         dinner = np.empty(inner[:, 0].shape, self.dtype)
@@ -428,20 +430,24 @@ class Recurrent(Module):
         return threads if threads > 1 and 2 * rows * size > schedule.REGION_WORK[threading_layer()] else 1
 
     def _scans(self) -> tuple[Callable, Callable]:
-        packing = packing_of(self.cell, self.hidden_size, self.dtype)
+        packing = self._packing
         return compile_scan(f"{self.cell.name}-{self.dtype}", packing.layout, self.cell.forward, self.cell.backward)
 
     # -------------------------------------------------------------- memory
 
     def _packed_forward(self, row: int) -> tuple:
-        """The packed weights of one direction, from the last call where they are still the same bits."""
-        weights = self._weights(row, self.params)
-        flat = np.concatenate([array.ravel() for array in weights if array is not None])
+        """The packed weights of one direction: those of the last call where the parameters still are the same bits."""
+        end = self._suffix(row)
+        flat = self.params.span("weight_ih" + end, ("bias_hh" if self.bias else "weight_hh") + end)
         known = self._packed.get(row)
-        if known is not None and gemm.identical(known[0], flat):
-            return known[1]
-        packed = packing_of(self.cell, self.hidden_size, self.dtype).forward(weights)
-        self._packed[row] = (flat, packed)
+        if known is not None:
+            different = np.ones(get_num_threads(), np.bool_)
+            shards = len(different) if flat.size > SMALL else 1
+            run(gemm.compare, shards, known[0], flat, different[:shards])
+            if not different[:shards].any():
+                return known[1]
+        packed = self._packing.forward(self._weights(row, self.params))
+        self._packed[row] = (flat.copy(), packed)
         return packed
 
     def _take(self, size: int) -> np.ndarray:
