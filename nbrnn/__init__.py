@@ -10,19 +10,50 @@ from nbrnn.layers.linear import Linear
 from nbrnn.layers.module import Module, Parameters
 from nbrnn.layers.recurrent import GRU, LSTM, RNN, Recurrent
 from nbrnn.layers.sequential import Sequential
+from nbrnn.training import callbacks, schedules
+from nbrnn.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from nbrnn.training.losses import MAE, MSE, BCEWithLogits, CrossEntropy
+from nbrnn.training.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
+from nbrnn.training.trainer import Trainer, TrainingError
 
 __all__ = [
     "GRU",
     "LSTM",
+    "MAE",
+    "MSE",
     "RNN",
+    "SGD",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "BCEWithLogits",
     "Cell",
+    "CheckpointError",
+    "CrossEntropy",
     "Dropout",
     "Embedding",
+    "LanguageModel",
     "Linear",
     "Module",
     "Parameters",
+    "RMSprop",
     "Recurrent",
     "Sequential",
+    "Trainer",
+    "TrainingError",
+    "callbacks",
     "get_num_threads",
+    "load_checkpoint",
+    "save_checkpoint",
+    "schedules",
     "set_num_threads",
 ]
+
+
+def __getattr__(name: str):
+    # The language model brings SciPy and text handling, which an embedded layer does not need.
+    if name == "LanguageModel":
+        from nbrnn.text.language_model import LanguageModel
+
+        return LanguageModel
+    raise AttributeError(f"module 'nbrnn' has no attribute {name!r}")

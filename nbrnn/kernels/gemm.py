@@ -10,6 +10,7 @@ All entries divide their work so that no sum depends on the number of shards.
 from __future__ import annotations
 
 import numpy as np
+
 from nbrnn.kernels.jit import jitable, sharded
 from nbrnn.kernels.simd import lanes_of, load, pointer, store
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product

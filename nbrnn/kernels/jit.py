@@ -5,8 +5,9 @@ entry that divides its work takes the number of shards as its first argument, an
 
 Caching
     Numba looks at the file of the decorated function only, so that an edit of a helper would run the old code. Each
-    entry's cache file is therefore named by a hash of the package's sources, `STAMP`, and by a tag that tells apart
-    the entries made by one factory. Two processes that compile different entries never write to the same file.
+    entry's cache file is therefore named by a hash of the sources in `kernels` and `cells`, `STAMP`, where all helpers
+    live that other files use, and by a tag that tells apart the entries made by one factory. Two processes that
+    compile different entries never write to the same file.
 
 Threads
     An entry holds a serial and a parallel path. The serial one is taken for small work, for one thread, in a forked
@@ -20,6 +21,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +34,10 @@ OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "cache":
 
 
 def _stamp() -> str:
-    """A hash of the package's sources."""
+    """A hash of the sources of everything that compiled code calls across files."""
     package = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=6)
-    for path in sorted(package.rglob("*.py")):
+    for path in sorted([*package.glob("kernels/*.py"), *package.glob("cells/*.py")]):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -74,11 +76,6 @@ def sharded(function: Callable) -> Callable:
                 shard(s, shards, *args)
 
     return compiled(entry, tag=function.__name__, parallel=True)
-
-
-def parallel(function: Callable) -> Callable:
-    """`compiled` with a parallel path: the decorator of an entry whose first argument is the number of shards."""
-    return compiled(function, parallel=True)
 
 
 # ------------------------------------------------------------------ threads
@@ -125,9 +122,10 @@ def get_num_threads() -> int:
     return _limit or numba.config.NUMBA_NUM_THREADS
 
 
+@lru_cache(maxsize=1)
 def threading_layer() -> str:
     """The name of Numba's threading layer: omp, tbb or workqueue."""
-    numba.get_num_threads()  # starts the layer
+    numba.get_num_threads()  # starts the layer, which stays the same from then on
     return numba.threading_layer()
 
 

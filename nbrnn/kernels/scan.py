@@ -26,11 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import numba
-import numpy as np
 
 from nbrnn.kernels.barrier import join, meet
 from nbrnn.kernels.jit import compiled, jitable
@@ -75,7 +74,7 @@ class Layout:
         return self.slots * self.units(dtype)
 
 
-@lru_cache(maxsize=None)
+@cache
 def compile_scan(name: str, layout: Layout, forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
     """The entries of the forward and the backward scan of a cell; arguments as in `_forward` and `_backward`."""
     S, U, N = layout.slots, layout.vectors, layout.states - 1
@@ -177,10 +176,11 @@ def _forward_tile(equations, S, U, N, j, rows, H, g, g_m, h_prev, h, ld, c_prev,
     for m in range(rows):
         for unit in range(j * U * W, (j + 1) * U * W, W):
             count, at = H - unit, shift(g, m * g_m + unit - j * U * W)
-            prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, m * H + unit), plane, count, N)
+            y_at, c_at = m * ld + unit, m * H + unit
+            prev = (load(shift(h_prev, y_at), count),) + load_many(shift(c_prev, c_at), plane, count, N)
             new, kept = equations(load_many(at, U * W, W, S), prev)
-            store(shift(h, m * ld + unit), new[0], count)
-            store_many(shift(c, m * H + unit), plane, new[1:], count)
+            store(shift(h, y_at), new[0], count)
+            store_many(shift(c, c_at), plane, new[1:], count)
             if keep:
                 store_many(at, U * W, kept, W)
 

@@ -1,13 +1,15 @@
 """How a scan is divided among threads: chosen by the size of the work, reported on request, never visible in a result.
 
-    serial   one thread: little work, or nothing to divide
-    batch    each thread takes some rows of the batch through all time steps, without waiting for the others
-    units    each thread takes some hidden units of every step, and all meet after each step: few rows, many units
+serial   one thread: little work, or nothing to divide
+batch    each thread takes some rows of the batch through all time steps, without waiting for the others
+units    each thread takes some hidden units of every step, and all meet after each step: few rows, many units
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from nbrnn.kernels.jit import get_num_threads, threading_layer
 
 # Floating-point operations below which a parallel region costs more than it saves. A region of OpenMP or TBB is
 # entered in 1 to 3 us, one of workqueue in 70 to 100 us.
@@ -81,3 +83,9 @@ def choose(T: int, B: int, step_work: int, weights: int, panels: int, threads: i
     if B >= 2 * threads:
         return Schedule("batch", threads, 1, f"{B} rows can be divided, {panels} panels of hidden units can not")
     return Schedule("serial", 1, serial, "too few rows and too small a step to divide")
+
+
+def shards_for(work: int) -> int:
+    """Threads for a product of so many floating-point operations, divided without meetings."""
+    threads = get_num_threads()
+    return threads if threads > 1 and work > REGION_WORK[threading_layer()] else 1

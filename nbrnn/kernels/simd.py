@@ -326,7 +326,9 @@ def load_many(typingctx, p, stride, count, number):
         def emit(part):
             return [emit_load(builder, q, vector, count if part else None) for q in at]
 
-        return context.make_tuple(builder, sig.return_type, emit_either(builder, _is_whole(builder, count, vector), emit))
+        return context.make_tuple(
+            builder, sig.return_type, emit_either(builder, _is_whole(builder, count, vector), emit)
+        )
 
     return types.UniTuple(lanes, number.literal_value)(p, types.intp, types.intp, number), codegen
 

@@ -84,29 +84,29 @@ def _kernel(module, dtype, vectors, kind):
     name = f"nbrnn.{kind}.{dtype}.{vectors}"
     if name in module.globals:
         return module.globals[name]
-    p = vector_type(dtype).element.as_pointer()
-    #                                             a  lda  b  ldb  depth start ld  c  ldc  rows columns
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [p, INT, p, INT, INT, p, INT, p, INT, INT, INT]), name)
+    vector = vector_type(dtype)
+    p = vector.element.as_pointer()
+    arguments = [p, INT, p, INT, INT, p, INT, p, INT, INT, INT]
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns = function.args
     builder = ir.IRBuilder(function.append_basic_block())
-    lanes = vector_type(dtype).count
     if kind == "product":
-        ldb = INT(vectors * lanes)
+        ldb = INT(vectors * vector.count)
     first = 0
     for group in column_groups(vectors):
-        at = INT(first * lanes)
+        at = INT(first * vector.count)
         b_, start_, c_ = (builder.gep(x, [at]) for x in (b, start, c))
-        columns_ = builder.sub(columns, at)
-        tile = _Tile(builder, vector_type(dtype), group, kind == "outer", lda, ldb, depth, ld_start, ldc, columns_)
-        _row_loop(builder, rows, rows_per_tile(group), lambda r, m, s=start_, c=c_, b=b_, t=tile: t.emit(m, a, b, s, c, r))
+        strides = lda, ldb, ld_start, ldc
+        tile = _Tile(builder, vector, group, kind == "outer", strides, depth, builder.sub(columns, at))
+        _row_loop(builder, rows, rows_per_tile(group), tile, (a, b_, start_, c_))
         first += group
     builder.ret_void()
     return function
 
 
-def _row_loop(builder, rows, most, emit):
+def _row_loop(builder, rows, most, tile, pointers):
     """Emit tiles over all rows: as few as possible, as equal as possible."""
     function = builder.function
     head, split, even, done = (function.append_basic_block(name) for name in ("head", "split", "even", "done"))
@@ -133,7 +133,7 @@ def _row_loop(builder, rows, most, emit):
         block = function.append_basic_block(f"rows{m}")
         switch.add_case(INT(m), block)
         builder.position_at_end(block)
-        emit(row, m)
+        tile.emit(m, row, *pointers)
         row.add_incoming(builder.add(row, INT(m)), builder.block)
         builder.branch(head)
     builder.position_at_end(done)
@@ -142,11 +142,12 @@ def _row_loop(builder, rows, most, emit):
 class _Tile:
     """Emits C[rows, vectors] = start + A @ B with the tile of C in registers over the whole depth."""
 
-    def __init__(self, builder, vector, vectors, transposed, lda, ldb, depth, ld_start, ldc, columns):
+    def __init__(self, builder, vector, vectors, transposed, strides, depth, columns):
         self.builder, self.vector, self.vectors, self.transposed = builder, vector, vectors, transposed
-        self.lda, self.ldb, self.depth, self.ld_start, self.ldc, self.columns = lda, ldb, depth, ld_start, ldc, columns
+        self.lda, self.ldb, self.ld_start, self.ldc = strides
+        self.depth, self.columns = depth, columns
 
-    def emit(self, rows, a, b, start, c, row):
+    def emit(self, rows, row, a, b, start, c):
         """One tile of `rows` rows, the first of them `row`."""
         builder, vector = self.builder, self.vector
         a = builder.gep(a, [row if self.transposed else builder.mul(row, self.lda)])
@@ -214,7 +215,6 @@ class _Tile:
             for v in range(self.vectors):
                 new.append(emit_call(builder, "llvm.fmuladd", vector, factor, columns[v], sums[r * self.vectors + v]))
         return new
-
 
 
 def _prefetch(builder, p):

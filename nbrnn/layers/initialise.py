@@ -1,9 +1,9 @@
 """First values of parameters.
 
-    torch        every parameter of a recurrent layer uniform in +-1/sqrt(H), of a linear layer in +-1/sqrt(I)
-    glorot       weights uniform in +-sqrt(6 / (fan in + fan out)), biases zero (X. Glorot and Y. Bengio, 2010)
-    orthogonal   recurrent weights orthogonal for each gate (A. Saxe, J. McClelland and S. Ganguli, 2014), the rest as
-                 with glorot
+torch        every parameter of a recurrent layer uniform in +-1/sqrt(H), of a linear layer in +-1/sqrt(I)
+glorot       weights uniform in +-sqrt(6 / (fan in + fan out)), biases zero (X. Glorot and Y. Bengio, 2010)
+orthogonal   recurrent weights orthogonal for each gate (A. Saxe, J. McClelland and S. Ganguli, 2014), the rest as
+             with glorot
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from nbrnn.kernels import gemm, schedule
-from nbrnn.kernels.jit import get_num_threads, run, threading_layer
+from nbrnn.kernels import gemm
+from nbrnn.kernels.jit import run
+from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, panel_width
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_size
@@ -99,8 +100,7 @@ class Linear(Module):
         return y
 
     def _shards(self, rows: int) -> int:
-        threads, work = get_num_threads(), 2 * rows * self.input_size * self.output_size
-        return threads if threads > 1 and work > schedule.REGION_WORK[threading_layer()] else 1
+        return shards_for(2 * rows * self.input_size * self.output_size)
 
     def config(self) -> dict[str, Any]:
         names = ("input_size", "output_size", "bias", "init")

@@ -224,7 +224,9 @@ def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None
     """
     array = np.asarray(array)
     if array.dtype not in FLOATS:
-        raise TypeError(f"{name}: expected {dtype} values, got {array.dtype}; convert them with .astype({dtype.name!r})")
+        raise TypeError(
+            f"{name}: expected {dtype} values, got {array.dtype}; convert them with .astype({dtype.name!r})"
+        )
     if not _fits(array, shape):
         raise ValueError(f"{name}: expected {words}, got {array.shape}")
     return np.ascontiguousarray(array, dtype)

@@ -1,12 +1,13 @@
 """From parameters as torch lays them out to the panels that the scan streams, and back for the gradients.
 
-    torch    weight_ih [G H, I], weight_hh [G H, H], biases [G H]: gate by gate
-    panels   [J, K, S' U W]: J blocks of U W hidden units; within a block gate by gate, so that a register tile holds
-             whole cells; a hidden size that does not fill the last block is filled up with zeros
+torch    weight_ih [G H, I], weight_hh [G H, H], biases [G H]: gate by gate
+panels   [J, K, S' U W]: J blocks of U W hidden units; within a block gate by gate, so that a register tile holds
+         whole cells; a hidden size that does not fill the last block is filled up with zeros
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,19 +15,17 @@ import numpy as np
 
 from nbrnn.cells.cell import Cell
 from nbrnn.kernels import gemm
-from nbrnn.kernels.jit import get_num_threads, run
+from nbrnn.kernels.jit import run
 from nbrnn.kernels.scan import Layout
+from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, panel_width
-
-# Numbers in a weight matrix below which packing it is not worth a parallel region.
-SMALL = 50_000
 
 
 class Weights(NamedTuple):
     """The parameters of one layer and direction; the biases may be None."""
 
-    ih: np.ndarray
-    hh: np.ndarray
+    weight_ih: np.ndarray
+    weight_hh: np.ndarray
     bias_ih: np.ndarray | None
     bias_hh: np.ndarray | None
 
@@ -66,19 +65,19 @@ class Packing:
 
     def _runs(self, blocks: list[int], first_slot: int) -> np.ndarray:
         """Where the gradient of every row of the weight matrix lies in the tape (`gemm.runs_of`)."""
-        return np.concatenate(
-            [
-                gemm.runs_of(
-                    self.hidden, self.dtype, block * self.hidden, (first_slot + n) * self.units, self.units, self.columns
-                )
-                for n, block in enumerate(blocks)
-            ]
-        )
+        H, pieces = self.hidden, (self.units, self.columns)
+        columns = [(first_slot + n) * self.units for n in range(len(blocks))]
+        runs = [gemm.runs_of(H, self.dtype, block * H, at, *pieces) for block, at in zip(blocks, columns)]
+        return np.concatenate(runs)
 
     def forward(self, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(w_ih [J, I, .], bias [J S U W], w_hh [J, H, .])."""
-        w_ih = self._pack(gemm.pack_rows, weights.ih, self.input_order, self.panels, weights.ih.shape[1])
-        w_hh = self._pack(gemm.pack_rows, weights.hh, self.recurrent_order, self.panels, self.hidden)
+        w_ih = self._pack(
+            gemm.pack_rows, weights.weight_ih, self.input_order, self.panels, self.layout.inputs * self.units
+        )
+        w_hh = self._pack(
+            gemm.pack_rows, weights.weight_hh, self.recurrent_order, self.panels, self.layout.recurrent * self.units
+        )
         bias = np.zeros((self.panels, self.layout.slots, self.units), self.dtype)
         if weights.bias_ih is not None:
             bias[:, : self.layout.inputs] += self._bias(weights.bias_ih, self.input_order)
@@ -87,18 +86,20 @@ class Packing:
 
     def backward_hh(self, weights: Weights) -> np.ndarray:
         """The recurrent weights for ``dh = dgates @ weight_hh``: [Q, K, P]."""
-        order = self.recurrent_order
-        return self._pack(gemm.pack_columns, weights.hh, order, gemm.panels(self.hidden, self.dtype), len(order))
+        return self._pack(gemm.pack_columns, weights.weight_hh, self.recurrent_order, *self._plain(weights.weight_hh))
 
     def backward_ih(self, weights: Weights) -> np.ndarray:
         """The input weights for ``dx = dgates @ weight_ih``: [Q, K, P]."""
-        order = self.input_order
-        return self._pack(gemm.pack_columns, weights.ih, order, gemm.panels(weights.ih.shape[1], self.dtype), len(order))
+        return self._pack(gemm.pack_columns, weights.weight_ih, self.input_order, *self._plain(weights.weight_ih))
 
-    def _pack(self, entry, weight: np.ndarray, order: np.ndarray, panels: int, depth: int) -> np.ndarray:
-        columns = len(order) // panels if entry is gemm.pack_rows else panel_width(VECTORS, self.dtype)
-        out = np.empty((panels, depth, columns), self.dtype)
-        run(entry, get_num_threads() if weight.size > SMALL else 1, weight, order, out)
+    def _plain(self, weight: np.ndarray) -> tuple[int, int]:
+        """Panels and their width for a product with the columns of a weight matrix."""
+        return gemm.panels(weight.shape[1], self.dtype), panel_width(VECTORS, self.dtype)
+
+    def _pack(self, entry: Callable, weight: np.ndarray, order: np.ndarray, panels: int, width: int) -> np.ndarray:
+        depth = weight.shape[1] if entry is gemm.pack_rows else len(order)
+        out = np.empty((panels, depth, width), self.dtype)
+        run(entry, shards_for(20 * weight.size), weight, order, out)
         return out
 
     def _bias(self, bias: np.ndarray, order: np.ndarray) -> np.ndarray:
