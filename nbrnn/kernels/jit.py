@@ -62,9 +62,9 @@ def compiled(function: Callable, *, tag: str = "", parallel: bool = False) -> Ca
 
 
 def sharded(function: Callable) -> Callable:
-    """An entry ``entry(shards, *args)`` that calls ``function(shard, shards, *args)`` for every shard.
+    """Let `run` call ``function(shard, shards, *args)`` for every shard, in a parallel region if there are several.
 
-    One shard runs in the calling thread and enters no parallel region.
+    The function itself stays plain Python, since its entry is cached by its name.
     """
     shard = jitable(function)
 
@@ -75,7 +75,8 @@ def sharded(function: Callable) -> Callable:
             for s in numba.prange(shards):
                 shard(s, shards, *args)
 
-    return compiled(entry, tag=function.__name__, parallel=True)
+    function.entry = compiled(entry, tag=function.__name__, parallel=True)
+    return function
 
 
 # ------------------------------------------------------------------ threads
@@ -129,8 +130,12 @@ def threading_layer() -> str:
     return numba.threading_layer()
 
 
-def run(entry: Callable, shards: int, *args: Any) -> Any:
-    """Call an entry on at most `shards` threads, in the calling thread alone where that is the only safe way."""
+def run(function: Callable, shards: int, *args: Any) -> Any:
+    """Call a sharded function on at most `shards` threads, in the calling thread alone where only that is safe.
+
+    `function` may also be an entry of its own making (`compiled`) with the number of shards as its first argument.
+    """
+    entry = getattr(function, "entry", function)
     shards = min(shards, get_num_threads())
     if shards <= 1:
         return entry(1, *args)
