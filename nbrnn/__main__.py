@@ -1,0 +1,7 @@
+"""``python -m nbrnn``: the command line."""
+
+import sys
+
+from nbrnn.cli import main
+
+sys.exit(main())

@@ -1,0 +1,1 @@
+"""Floor 3: losses, optimizers, schedules, clipping, the trainer and its checkpoints."""

@@ -1,0 +1,38 @@
+"""What all tests share: threads are put back, Hypothesis has no clock, and a fresh Python process is one call."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+import nbrnn
+
+# The first example compiles, and a compiled cell is slow to make and fast to run: no deadline, not too many examples.
+settings.register_profile("few", deadline=None, max_examples=30)
+settings.register_profile("ci", settings.get_profile("few"), derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "few")
+
+
+@pytest.fixture(autouse=True)
+def _threads_are_put_back():
+    before = nbrnn.get_num_threads()
+    yield
+    nbrnn.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def python():
+    """Call ``python(code, *arguments, VARIABLE=value)`` for what a fresh process prints; it has to end well."""
+    folders = [str(Path(nbrnn.__file__).parents[1]), str(Path(__file__).parent)]
+
+    def run(code, *arguments, folders=tuple(folders), **variables):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)} | variables
+        command = [sys.executable, "-X", "faulthandler", "-c", code, *map(str, arguments)]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr}"
+        return process.stdout
+
+    return run

@@ -1,0 +1,229 @@
+"""Packing, products and weight gradients against NumPy, with the same bits on any number of shards."""
+
+import numpy as np
+import pytest
+from test_simd import DTYPES, UNTOUCHED, assert_same_bits
+from test_tiles import assert_close, normal
+
+from nbrnn.kernels import gemm
+from nbrnn.kernels.simd import width
+from nbrnn.kernels.tiles import panel_width
+
+SIZES = (1, 7, 33, 100, 1000)
+# One dimension takes every size while the others stay small: rows, depth, columns.
+SHAPES = [(size, 5, 9) for size in SIZES] + [(6, size, 40) for size in SIZES] + [(7, 11, size) for size in SIZES]
+SHAPE = pytest.mark.parametrize(("M", "K", "N"), SHAPES, ids=str)
+SHARDS = (1, 2, 5)
+
+
+def on_shards(entry, make_outputs, *args):
+    """The outputs of an entry, which are its last arguments; they have to be the same on any number of shards."""
+    results = []
+    for shards in SHARDS:
+        outputs = make_outputs()
+        entry(shards, *args, *outputs)
+        results.append(outputs)
+    for outputs in results[1:]:
+        for got, want in zip(outputs, results[0]):
+            assert_same_bits(got, want)
+    return results[0]
+
+
+def untouched(*shapes, dtype):
+    return lambda: [np.full(shape, UNTOUCHED, dtype) for shape in shapes]
+
+
+# ------------------------------------------------------------------ packing
+
+
+def some_order(rows, length, rng):
+    """Rows of a matrix in any order, some of them missing."""
+    return np.where(rng.random(length) < 0.2, -1, rng.integers(0, rows, length))
+
+
+def in_order(weight, order):
+    """The rows of a matrix that an order names, zeros for -1."""
+    return np.where(order[:, None] < 0, 0, weight[order])
+
+
+@SHAPE
+@DTYPES
+def test_pack_rows(M, K, N, dtype):
+    P = 3 * width(dtype)
+    J = -(-N // P)
+    weight, order = normal(M, K, dtype=dtype), some_order(M, J * P, np.random.default_rng(0))
+    (packed,) = on_shards(gemm.pack_rows, untouched((J, K, P), dtype=dtype), weight, order)
+    assert_same_bits(packed, np.ascontiguousarray(in_order(weight, order).reshape(J, P, K).swapaxes(1, 2)))
+
+
+@SHAPE
+@DTYPES
+def test_pack_columns(M, K, N, dtype):
+    P = panel_width(4, dtype)
+    J = -(-N // P)
+    weight, order = normal(M, N, dtype=dtype), some_order(M, K, np.random.default_rng(0))
+    (packed,) = on_shards(gemm.pack_columns, untouched((J, K, P), dtype=dtype), weight, order)
+    wide = np.zeros((K, J * P), dtype)
+    wide[:, :N] = in_order(weight, order)
+    assert_same_bits(packed, np.ascontiguousarray(wide.reshape(K, J, P).swapaxes(0, 1)))
+
+
+@DTYPES
+@pytest.mark.parametrize("count", SIZES)
+def test_plain_order_fills_whole_panels(count, dtype):
+    order, P = gemm.plain_order(count, dtype), panel_width(4, dtype)
+    assert len(order) == gemm.padded(count, dtype) == gemm.panels(count, dtype) * P
+    assert len(order) - P < count <= len(order)
+    np.testing.assert_array_equal(order[:count], np.arange(count))
+    assert (order[count:] == -1).all()
+
+
+# ------------------------------------------------------------------ rows by panels
+
+
+def pack(matrix):
+    """Panels for ``x @ matrix``, by NumPy."""
+    K, N = matrix.shape
+    P = panel_width(4, matrix.dtype)
+    wide = np.zeros((K, -(-N // P) * P), matrix.dtype)
+    wide[:, :N] = matrix
+    return np.ascontiguousarray(wide.reshape(K, -1, P).swapaxes(0, 1))
+
+
+@SHAPE
+@DTYPES
+def test_multiply(M, K, N, dtype):
+    a, b = normal(M, K, dtype=dtype), normal(K, N, dtype=dtype, seed=1)
+    start = normal(gemm.padded(N, dtype), dtype=dtype, seed=2)
+    (out,) = on_shards(gemm.multiply, untouched((M, N), dtype=dtype), a, 0, 0, K, pack(b), start)
+    assert_close(out, np.broadcast_to(start[:N], (M, N)), a, b)
+
+
+@DTYPES
+@pytest.mark.parametrize("pieces", [1, 2, 5])
+def test_multiply_takes_pieces_of_the_rows(pieces, dtype):
+    M, N, depth, first, step = 13, 40, 9, 3, 16
+    a = np.full((M, pieces * step), np.nan, dtype)
+    a.reshape(M, pieces, step)[:, :, first : first + depth] = normal(M, pieces, depth, dtype=dtype)
+    b, start = normal(pieces * depth, N, dtype=dtype, seed=1), np.zeros(gemm.padded(N, dtype), dtype)
+    (out,) = on_shards(gemm.multiply, untouched((M, N), dtype=dtype), a, first, step, depth, pack(b), start)
+    used = a.reshape(M, pieces, step)[:, :, first : first + depth].reshape(M, -1)
+    assert_close(out, np.zeros((M, N)), used, b)
+
+
+@DTYPES
+def test_bits_of_a_row_do_not_depend_on_the_other_rows(dtype):
+    M, K, N = 100, 33, 70
+    a, packed = normal(M, K, dtype=dtype), pack(normal(K, N, dtype=dtype))
+    start = normal(gemm.padded(N, dtype), dtype=dtype)
+    (whole,) = on_shards(gemm.multiply, untouched((M, N), dtype=dtype), a, 0, 0, K, packed, start)
+    for lo, hi in ((0, 1), (99, 100), (3, 11), (40, 97)):
+        (part,) = on_shards(
+            gemm.multiply, untouched((hi - lo, N), dtype=dtype), a[lo:hi].copy(), 0, 0, K, packed, start
+        )
+        assert_same_bits(part, whole[lo:hi])
+
+
+# ------------------------------------------------------------------ weight gradients
+
+
+def assert_gradient(dw, db, dy, x):
+    """dw = dy.T @ x and db = the sum of dy."""
+    assert_close(dw, np.zeros(dw.shape), dy.T, x)
+    assert_close(db[:, None], np.zeros((len(db), 1)), dy.T, np.ones((len(dy), 1)))
+
+
+@SHAPE
+@DTYPES
+def test_gradient(M, K, N, dtype):
+    dy, x = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype, seed=1)
+    runs = gemm.runs_of(K, dtype)
+    dw, db = on_shards(gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x[None], 0, N, runs, 0, 0)
+    assert_gradient(dw, db, dy, x)
+
+
+@DTYPES
+def test_gradient_without_rows_is_zero(dtype):
+    dy, x, runs = np.empty((0, 7), dtype), np.empty((1, 0, 9), dtype), gemm.runs_of(7, dtype)
+    for result in on_shards(gemm.gradient, untouched((7, 9), 7, dtype=dtype), dy, x, 0, 9, runs, 0, 0):
+        assert (result == 0).all()
+
+
+@DTYPES
+def test_gradient_reads_x_from_the_middle_of_wider_rows(dtype):
+    M, K, N, ldx, offset = 33, 7, 40, 50, 105
+    dy, x = normal(M, K, dtype=dtype), normal(1, M + 3, ldx, dtype=dtype, seed=1)
+    dw, db = on_shards(
+        gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, offset, ldx, gemm.runs_of(K, dtype), 0, 0
+    )
+    assert_gradient(dw, db, dy, x[0, 2:-1, 5 : 5 + N])
+
+
+def tape(M, H, slots, U, dtype, seed=0):
+    """dy as a scan leaves it, and slot by slot: panels of U units, in each one slot after the other, NaN behind H."""
+    J = -(-H // U)
+    plain = normal(M, slots, H, dtype=dtype, seed=seed)
+    wide = np.full((M, slots, J * U), np.nan, dtype)
+    wide[:, :, :H] = plain
+    return np.ascontiguousarray(wide.reshape(M, slots, J, U).swapaxes(1, 2)).reshape(M, -1), plain
+
+
+@DTYPES
+@pytest.mark.parametrize("H", [1, 7, 33, 100])
+@pytest.mark.parametrize("vectors", [1, 2, 4])
+def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
+    M, N, slots, U = 33, 7, 3, vectors * width(dtype)
+    dy, plain = tape(M, H, slots, U, dtype)
+    x, tokens = normal(M, N, dtype=dtype, seed=1), np.random.default_rng(2).integers(0, N, M)
+    # The second slot goes to the rows of the third block, the last slot to those of the first.
+    places = {2: 1, 0: 2}
+    runs = np.concatenate([gemm.runs_of(H, dtype, block * H, slot * U, U, slots * U) for block, slot in places.items()])
+    outputs = untouched((3 * H, N), 3 * H, dtype=dtype)
+    floats = on_shards(gemm.gradient, outputs, dy, x[None], 0, N, runs, U, slots * U)
+    ids = on_shards(gemm.token_gradient, outputs, dy, tokens, runs, U, slots * U)
+    for (dw, db), right in ((floats, x), (ids, np.eye(N)[tokens])):
+        for block, slot in places.items():
+            rows = slice(block * H, (block + 1) * H)
+            assert_gradient(dw[rows], db[rows], plain[:, slot], right)
+        assert (dw[H : 2 * H] == UNTOUCHED).all()
+        assert (db[H : 2 * H] == UNTOUCHED).all()
+
+
+@SHAPE
+@DTYPES
+def test_token_gradient(M, K, N, dtype):
+    dy, tokens = normal(M, K, dtype=dtype), np.random.default_rng(1).integers(0, N, M)
+    runs = gemm.runs_of(K, dtype)
+    dw, db = on_shards(gemm.token_gradient, untouched((K, N), K, dtype=dtype), dy, tokens, runs, 0, 0)
+    assert_gradient(dw, db, dy, np.eye(N)[tokens])
+
+
+@DTYPES
+@pytest.mark.parametrize("rows", SIZES)
+def test_runs_cover_every_row_once(rows, dtype):
+    runs = gemm.runs_of(rows, dtype, first_row=5, column=3)
+    covered = np.concatenate([row + np.arange(count) for _, row, count in runs])
+    np.testing.assert_array_equal(covered, 5 + np.arange(rows))
+    assert runs[:, 2].max() <= panel_width(4, dtype)
+    np.testing.assert_array_equal(runs[:, 0] - 3, runs[:, 1] - 5)
+
+
+# ------------------------------------------------------------------ comparison
+
+
+@DTYPES
+@pytest.mark.parametrize("size", [*SIZES, 5000])
+def test_compare_sees_one_bit_anywhere(size, dtype):
+    a = normal(size, dtype=dtype)
+    a[0] = np.nan
+    for shards in SHARDS:
+        different = np.ones(shards, np.bool_)
+        gemm.compare(shards, a, a.copy(), different)
+        assert not different.any()
+        for at in {0, size // 3, size // 2, size - 1}:
+            for bit in (0, 8 * a.itemsize - 1):
+                b = a.copy()
+                b.view(f"u{a.itemsize}")[at] ^= np.array(1 << bit, f"u{a.itemsize}")
+                different[:] = False
+                gemm.compare(shards, a, b, different)
+                assert different.sum() == 1

@@ -1,0 +1,557 @@
+"""Every cell, forward and back, against the oracle's equations and against finite differences.
+
+A calculation is a dict of all its results by name: y, the last states, and every gradient.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+import oracle
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import nbrnn
+from nbrnn.cells.cell import CELLS
+from nbrnn.kernels import schedule
+from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.schedule import Schedule
+
+CELL = pytest.mark.parametrize("cell", CELLS)
+# Each pair costs a compilation: all cells in float64, the great ones in float32 too.
+PAIRS = [*((cell, "float64") for cell in CELLS), ("lstm", "float32"), ("gru", "float32")]
+CELL_AND_DTYPE = pytest.mark.parametrize(("cell", "dtype"), PAIRS)
+BOUND = {"float64": 1e-10, "float32": 2e-5}
+
+OPTIONS = {
+    "plain": {},
+    "no bias": {"bias": False},
+    "three layers": {"num_layers": 3},
+    "both directions": {"bidirectional": True},
+    "batch first": {"batch_first": True},
+    "unbatched": {"single": True},
+    "tokens": {"tokens": True},
+    "no state": {"stateless": True},
+    "dropout": {"num_layers": 3, "dropout": 0.4},
+    "two layers, both directions, no bias": {"num_layers": 2, "bidirectional": True, "bias": False},
+    "two layers, both directions, dropout": {"num_layers": 2, "bidirectional": True, "dropout": 0.4},
+    "both directions, batch first, tokens": {"bidirectional": True, "batch_first": True, "tokens": True},
+    "both directions, unbatched tokens": {"bidirectional": True, "single": True, "tokens": True},
+    "two layers, batch first, no state": {"num_layers": 2, "batch_first": True, "stateless": True},
+}
+OPTION = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+# ------------------------------------------------------------------ calculations
+
+
+class Problem(NamedTuple):
+    """A layer and the arguments of its calls."""
+
+    layer: nbrnn.Recurrent
+    x: np.ndarray
+    state: Any
+    dy: np.ndarray
+    dstate_n: Any
+    masks: list  # of dropout, time-major
+
+
+def make_problem(
+    cell, T=4, B=3, I=5, H=6, *, dtype="float64", seed=0, tokens=False, single=False, stateless=False, **options
+):
+    rng = np.random.default_rng(seed)
+    layer = nbrnn.Recurrent(CELLS[cell], I, H, dtype=dtype, seed=rng, **options)
+    D, L, B = layer.directions, layer.num_layers, 1 if single else B
+
+    def draw(*shape):
+        return rng.normal(size=shape).astype(dtype)
+
+    def arrange(array):
+        """As the caller has it: one sequence, or the batch first."""
+        return array[:, 0].copy() if single else array.swapaxes(0, 1).copy() if layer.batch_first else array
+
+    def states(scale):
+        if stateless:
+            return None
+        arrays = [scale * draw(L * D, B, H) for _ in layer.cell.states]
+        return pack([array[:, 0] if single else array for array in arrays])
+
+    x = arrange(rng.integers(0, I, (T, B)) if tokens else draw(T, B, I))
+    p = layer.dropout
+    masks = [((rng.random((T, B, D * H)) >= p) / (1 - p)).astype(dtype) for _ in range(L - 1)] if p else []
+    return Problem(layer, x, states(0.5), arrange(draw(T, B, D * H)), states(1), masks)
+
+
+def pack(states):
+    return tuple(states) if len(states) > 1 else states[0]
+
+
+def unpack(state):
+    return list(state) if isinstance(state, tuple) else [state]
+
+
+def name_all(y, state_n, dx, dstate0, grads):
+    """All results by name; those of the first and last states are there also where the caller gave none."""
+    results = {"y": y, **{f"state_n {n}": array for n, array in enumerate(unpack(state_n))}}
+    results |= {} if dx is None else {"dx": dx}
+    results |= {f"dstate0 {n}": array for n, array in enumerate(unpack(dstate0))}
+    return results | dict(grads)
+
+
+def use_masks(monkeypatch, masks):
+    """Let the layers draw these masks of dropout, one after the other."""
+    turns = iter([])
+
+    def draw_mask(rng, shape, p, dtype):
+        nonlocal turns
+        mask = next(turns, None)
+        if mask is None:
+            turns = iter(masks)
+            mask = next(turns)
+        assert (shape, dtype) == (mask.shape, mask.dtype)
+        return mask
+
+    monkeypatch.setattr("nbrnn.layers.recurrent.draw_mask", draw_mask)
+
+
+def by_layer(problem):
+    layer, x, state, dy, dstate_n, _ = problem
+    y, state_n, pullback = layer.vjp(x, state)
+    return name_all(y, state_n, *pullback(dy, dstate_n))
+
+
+def by_oracle(problem):
+    layer, x, state, dy, dstate_n, masks = problem
+    single = np.ndim(dy) == 2
+
+    def inner(array):
+        return array[:, None] if single else array.swapaxes(0, 1) if layer.batch_first else array
+
+    def outer(array):
+        return array[:, 0] if single else array.swapaxes(0, 1) if layer.batch_first else array
+
+    def states(state, change):
+        return None if state is None else pack([change(array) for array in unpack(state)])
+
+    def with_batch(array):
+        return array[:, None] if single else array
+
+    def without_batch(array):
+        return array[:, 0] if single else array
+
+    name, params, how = layer.cell.name, layer.state_dict(), {"num_layers": layer.num_layers}
+    how |= {"bidirectional": layer.bidirectional, "masks": masks or None, "state": states(state, with_batch)}
+    y, state_n = oracle.forward(name, params, inner(x), **how)
+    dx, dstate0, grads = oracle.backward(name, params, inner(x), inner(dy), states(dstate_n, with_batch), **how)
+    dx = None if dx is None else outer(dx)
+    return name_all(outer(y), states(state_n, without_batch), dx, states(dstate0, without_batch), grads)
+
+
+def by_finite_differences(problem):
+    """The gradients alone. All arrays are nudged in place and put back."""
+    layer, x, state, dy, dstate_n, masks = problem
+
+    def loss():
+        y, state_n = layer.vjp(x, state)[:2] if masks else layer(x, state)
+        value = np.vdot(y, dy)
+        if dstate_n is not None:
+            value += sum(np.vdot(*pair) for pair in zip(unpack(state_n), unpack(dstate_n)))
+        return value
+
+    results = {name: oracle.numeric_gradient(loss, array) for name, array in layer.params.items()}
+    if x.dtype.kind == "f":
+        results["dx"] = oracle.numeric_gradient(loss, x)
+    if state is not None:
+        results |= {f"dstate0 {n}": oracle.numeric_gradient(loss, array) for n, array in enumerate(unpack(state))}
+    return results
+
+
+def disagreements(got, want, bound):
+    """Names of the results that differ by more than `bound`, relative to the largest number of the tensor."""
+    errors = {name: oracle.relative_error(got[name], want[name]) for name in want}
+    return {name: error for name, error in errors.items() if not error <= bound}
+
+
+def assert_agree(got, want, bound):
+    assert not disagreements(got, want, bound)
+
+
+def assert_same_bits(got, want):
+    """Two dicts of results are the same to the last bit."""
+    assert got.keys() == want.keys()
+    for name, array in got.items():
+        assert np.shape(array) == np.shape(want[name]), name
+        assert array.tobytes() == want[name].tobytes(), f"{name} differs"
+
+
+# ------------------------------------------------------------------ against the oracle
+
+
+@CELL_AND_DTYPE
+@OPTION
+def test_all_results_agree_with_the_oracle(cell, dtype, options, monkeypatch):
+    if dtype == "float32" and options.get("tokens"):
+        pytest.skip("one more compilation for what float64 tests")
+    problem = make_problem(cell, dtype=dtype, **options)
+    use_masks(monkeypatch, problem.masks)
+    got, want = by_layer(problem), by_oracle(problem)
+    assert got.keys() == want.keys()
+    assert all(array.dtype == dtype for array in got.values())
+    assert_agree(got, want, BOUND[dtype])
+
+
+SIZES = (1, 7, 33, 100, 1000)
+
+
+@CELL
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dimension", ["T", "B", "I", "H"])
+def test_any_size_agrees_with_the_oracle(cell, dimension, size):
+    sizes = {"T": 3, "B": 5, "I": 4, "H": 9} | {dimension: size}
+    problem = make_problem(cell, **sizes, bidirectional=dimension != "H")
+    assert_agree(by_layer(problem), by_oracle(problem), BOUND["float64"])
+
+
+@CELL
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("dimension", ["T", "B", "I", "H"])
+def test_tokens_of_any_size_agree_with_the_oracle(cell, dimension, size):
+    sizes = {"T": 3, "B": 5, "I": 4, "H": 9} | {dimension: min(size, 333)}
+    problem = make_problem(cell, **sizes, tokens=True)
+    assert_agree(by_layer(problem), by_oracle(problem), BOUND["float64"])
+
+
+@CELL
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("shape", [{"T": 0}, {"B": 0}, {"T": 0, "B": 0}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
+def test_nothing_in_gives_nothing_out(cell, shape, tokens, options):
+    problem = make_problem(cell, **shape, tokens=tokens, **options)
+    got = by_layer(problem)
+    assert_agree(got, by_oracle(problem), 0)
+    assert got["y"].size == 0
+    if "B" not in shape:
+        # No step was taken: the states are what they were.
+        for n, (first, dlast) in enumerate(zip(unpack(problem.state), unpack(problem.dstate_n))):
+            assert_same_bits(
+                {"state_n": got[f"state_n {n}"], "dstate0": got[f"dstate0 {n}"]}, {"state_n": first, "dstate0": dlast}
+            )
+            assert not np.shares_memory(got[f"state_n {n}"], first)
+            assert not np.shares_memory(got[f"dstate0 {n}"], dlast)
+    assert all((got[name] == 0).all() for name in problem.layer.params)
+
+
+SHAPES_AND_OPTIONS = st.fixed_dictionaries(
+    {"T": st.integers(0, 6), "B": st.integers(0, 9), "I": st.integers(1, 20), "H": st.integers(1, 70)}
+    | {name: st.booleans() for name in ("bias", "bidirectional", "batch_first", "tokens", "single", "stateless")}
+    | {"num_layers": st.integers(1, 3), "seed": st.integers(0, 99)}
+)
+
+
+@CELL
+@given(how=SHAPES_AND_OPTIONS)
+def test_any_shape_and_options_agree_with_the_oracle(cell, how):
+    problem = make_problem(cell, **how)
+    got = by_layer(problem)
+    assert_agree(got, by_oracle(problem), BOUND["float64"])
+    y, state_n = problem.layer(problem.x, problem.state)
+    names = {name: got[name] for name in got if name == "y" or name.startswith("state_n")}
+    assert_same_bits({"y": y, **{f"state_n {n}": array for n, array in enumerate(unpack(state_n))}}, names)
+
+
+# ------------------------------------------------------------------ finite differences
+
+
+def away_from_kinks(cell, monkeypatch, **options):
+    """A problem in which no relu is near its kink."""
+    for seed in range(1000):
+        problem = make_problem(cell, T=3, B=2, I=3, H=4, seed=seed, **options)
+        distances = [1]
+        with monkeypatch.context() as patch:
+            patch.setattr(oracle, "relu", lambda a, d=distances: d.append(np.abs(a).min()) or np.maximum(a, 0))
+            by_oracle(problem)
+        if min(distances) > 0.01:
+            return problem
+    raise AssertionError("every problem has a relu near its kink")
+
+
+@CELL
+@OPTION
+def test_gradients_agree_with_finite_differences(cell, options, monkeypatch):
+    problem = away_from_kinks(cell, monkeypatch, **options)
+    use_masks(monkeypatch, problem.masks)
+    assert_agree(by_layer(problem), by_finite_differences(problem), 1e-7)
+
+
+@CELL
+def test_the_check_notices_a_wrong_gradient_of_any_gate(cell, monkeypatch):
+    problem = away_from_kinks(cell, monkeypatch)
+    got, want, H = by_layer(problem), by_finite_differences(problem), problem.layer.hidden_size
+    assert not disagreements(got, want, 1e-7)
+    for name in problem.layer.params:
+        for gate in range(len(CELLS[cell].gates)):
+            wrong = {key: array.copy() for key, array in got.items()}
+            wrong[name][gate * H : (gate + 1) * H] *= 1 + 1e-3
+            assert list(disagreements(wrong, want, 1e-7)) == [name], CELLS[cell].gates[gate]
+    for name in want.keys() - problem.layer.params.keys():
+        wrong = got | {name: got[name] * (1 + 1e-6)}
+        assert list(disagreements(wrong, want, 1e-7)) == [name]
+    for lost in (np.zeros_like(got["dx"]), np.full_like(got["dx"], np.nan)):
+        assert disagreements(got | {"dx": lost}, want, 1e-7)
+
+
+@jitable
+def _wrong_backward(dnew, kept, prev, new):
+    (dh,), (h,) = dnew, new
+    # One square is missing
+    return (dh * (1.0 - h),), (0.0,)
+
+
+def test_the_checks_notice_a_cell_with_a_wrong_equation(monkeypatch):
+    cell = dataclasses.replace(CELLS["elman_tanh"], backward=_wrong_backward)
+    problem = make_problem("elman_tanh", T=3, B=2, I=3, H=4)
+    layer = nbrnn.Recurrent(cell, 3, 4, dtype="float64")
+    layer.load_state_dict(problem.layer.state_dict())
+    problem = problem._replace(layer=layer)
+    names = {"dx", "dstate0 0", *layer.params}
+    assert disagreements(by_layer(problem), by_oracle(problem), BOUND["float64"]).keys() == names
+    assert disagreements(by_layer(problem), by_finite_differences(problem), 1e-7).keys() == names
+
+
+# ------------------------------------------------------------------ schedules
+
+SCHEDULES = [("serial", 1, 1), ("serial", 1, 3), ("batch", 2, 1), ("units", 2, 2), ("units", 2, 50)]
+
+
+def needs_threads(count):
+    before = nbrnn.get_num_threads()
+    if before < count:
+        pytest.skip(f"needs {count} threads, this process has {before}")
+    nbrnn.set_num_threads(count)
+
+
+def everything_parallel(monkeypatch):
+    """Let no work be too small for a parallel region."""
+    for layer in schedule.REGION_WORK:
+        monkeypatch.setitem(schedule.REGION_WORK, layer, 0)
+
+
+@CELL_AND_DTYPE
+@pytest.mark.parametrize("tokens", [False, True])
+def test_every_schedule_gives_the_same_bits(cell, dtype, tokens, monkeypatch):
+    needs_threads(2)
+    everything_parallel(monkeypatch)
+    if dtype == "float32" and tokens:
+        pytest.skip("one more compilation for what float64 tests")
+    for sizes in ({"T": 7, "B": 1, "H": 70}, {"T": 5, "B": 5, "H": 150}):
+        problem = make_problem(cell, I=9, dtype=dtype, tokens=tokens, num_layers=2, bidirectional=True, **sizes)
+        results = []
+        for kind, shards, block in SCHEDULES:
+            forced = Schedule(kind, shards, block, "forced")
+            monkeypatch.setattr(schedule, "choose", lambda *args, forced=forced: forced)
+            assert "forced" in problem.layer.explain(7, 1)
+            results.append(by_layer(problem) | {"y of inference": problem.layer(problem.x, problem.state)[0]})
+        for result in results[1:]:
+            assert_same_bits(result, results[0])
+        assert_agree(results[0], by_oracle(problem), BOUND[dtype])
+
+
+@pytest.mark.parametrize(("T", "B", "kind"), [(2, 1, "serial"), (50, 32, "batch"), (50, 1, "units")])
+def test_explain_names_the_schedule_and_the_bits_are_those_of_one_thread(T, B, kind):
+    needs_threads(2)
+    problem = make_problem("lstm", T=T, B=B, I=8, H=8 if kind == "serial" else 200)
+    assert f"forward: {kind}" in problem.layer.explain(T, B)
+    assert f"backward: {kind}" in problem.layer.explain(T, B)
+    on_two = by_layer(problem)
+    nbrnn.set_num_threads(1)
+    assert "forward: serial" in problem.layer.explain(T, B)
+    assert_same_bits(on_two, by_layer(problem))
+
+
+# ------------------------------------------------------------------ NaN
+
+
+def without_row(results, row):
+    """What belongs to the other rows alone."""
+    shared = {name: array for name, array in results.items() if not name.startswith(("weight", "bias"))}
+    return {name: np.ascontiguousarray(np.delete(array, row, axis=1)) for name, array in shared.items()}
+
+
+@CELL_AND_DTYPE
+@pytest.mark.parametrize("where", ["x", "state", "dy"])
+def test_nan_stays_in_its_row(cell, dtype, where):
+    problem = make_problem(cell, T=5, B=11, dtype=dtype)
+    clean = by_layer(problem)
+    t, row = 2, 6
+    dirty = {"x": problem.x, "state": unpack(problem.state)[0], "dy": problem.dy}[where]
+    dirty[0 if where == "state" else t, row, 1] = np.nan
+    results = by_layer(problem)
+    assert_same_bits(without_row(results, row), without_row(clean, row))
+    y, dx = results["y"][:, row], results["dx"][:, row]
+    if where == "dy":
+        assert_same_bits({"y": y.copy()}, {"y": clean["y"][:, row].copy()})
+        assert np.isnan(dx[: t + 1]).all()
+        assert np.isfinite(dx[t + 1 :]).all()
+    else:
+        # From the step on, no output hides it, and no gradient.
+        first = t if where == "x" else 0
+        assert np.isnan(y[first:]).all()
+        assert np.isfinite(y[:first]).all()
+        assert np.isnan(dx).all()
+    for name in problem.layer.params:
+        assert np.isnan(results[name]).any(), name
+
+
+@CELL
+def test_nan_in_a_parameter_is_not_hidden(cell):
+    for name in make_problem(cell).layer.params:
+        problem = make_problem(cell)
+        problem.layer.params[name].flat[-1] = np.nan
+        results = by_layer(problem)
+        assert np.isnan(results["y"]).any(axis=(0, 2)).all()
+        assert np.isnan(results["dx"]).all(axis=(0, 2)).any()
+
+
+# ------------------------------------------------------------------ what a call keeps, and what it leaves alone
+
+
+def arrays_of(problem):
+    _, x, state, dy, dstate_n, _ = problem
+    return [x, dy, *unpack(state), *unpack(dstate_n)]
+
+
+@CELL
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True}, {"batch_first": True}], ids=str)
+def test_inputs_and_parameters_are_not_modified(cell, options):
+    problem = make_problem(cell, **options)
+    arrays = [*arrays_of(problem), problem.layer.params.flat]
+    before = [array.copy() for array in arrays]
+    results = [*by_layer(problem).values(), problem.layer(problem.x, problem.state)[0]]
+    for array, copy in zip(arrays, before):
+        assert array.tobytes() == copy.tobytes()
+        assert not any(np.shares_memory(array, result) for result in results)
+
+
+def test_inputs_may_be_read_only():
+    problem = make_problem("elman_relu", num_layers=2)
+    want = by_layer(problem)
+    for array in (*arrays_of(problem), problem.layer.params.flat):
+        array.flags.writeable = False
+    assert_same_bits(by_layer(problem), want)
+
+
+@CELL
+def test_arrays_may_lie_in_memory_as_they_like(cell):
+    problem = make_problem(cell, num_layers=2, bidirectional=True)
+    want = by_layer(problem)
+
+    def strided(array):
+        wide = np.full([2 * n for n in array.shape], np.nan, array.dtype)
+        view = wide[tuple(slice(None, None, -2) for _ in array.shape)]
+        view[...] = array
+        return view
+
+    for change in (np.asfortranarray, strided, lambda array: array[::-1].copy()[::-1]):
+        _, x, state, dy, dstate_n, _ = problem
+        states = [pack([change(array) for array in unpack(given)]) for given in (state, dstate_n)]
+        moved = problem._replace(x=change(x), state=states[0], dy=change(dy), dstate_n=states[1])
+        assert_same_bits(by_layer(moved), want)
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "uint64"])
+def test_tokens_are_integers_of_any_kind(kind):
+    problem = make_problem("lstm", tokens=True)
+    want = by_layer(problem)
+    assert_same_bits(by_layer(problem._replace(x=problem.x.astype(kind)[:, ::1])), want)
+
+
+def test_float32_and_float64_are_converted_into_the_dtype_of_the_layer():
+    problem = make_problem("lstm", dtype="float32")
+    converted = problem._replace(x=problem.x.astype(np.float64), dy=problem.dy.astype(np.float64))
+    assert_same_bits(by_layer(converted), by_layer(problem))
+
+
+def test_the_output_of_vjp_is_read_only_and_its_pullback_works_once():
+    layer, x, state, dy, dstate_n, _ = make_problem("lstm")
+    y, _, pullback = layer.vjp(x, state)
+    with pytest.raises(ValueError, match="read-only"):
+        y[...] = 0
+    pullback(dy, dstate_n)
+    with pytest.raises(RuntimeError, match="pullback: called twice"):
+        pullback(dy, dstate_n)
+
+
+@CELL
+def test_pullbacks_may_wait_for_each_other(cell):
+    """Two calls before the first pullback: each has its own tape."""
+    one, two = make_problem(cell, seed=1), make_problem(cell, seed=2)
+    two = two._replace(layer=one.layer)
+    want = [by_layer(one), by_layer(two)]
+    calls = [one.layer.vjp(problem.x, problem.state) for problem in (one, two)]
+    for n in (1, 0):
+        y, state_n, pullback = calls[n]
+        problem = (one, two)[n]
+        assert_same_bits(name_all(y, state_n, *pullback(problem.dy, problem.dstate_n)), want[n])
+
+
+@CELL
+@pytest.mark.parametrize("tokens", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_memory_that_is_used_again_leaves_no_trace(cell, tokens, bias):
+    """Neither an earlier call's tape nor the old contents of `out` may show."""
+    problem = make_problem(cell, H=9, tokens=tokens, bias=bias)
+    want = by_layer(problem)
+    for array in unpack(problem.state):
+        dirty = problem._replace(state=pack([np.full_like(array, np.nan) for _ in problem.layer.cell.states]))
+    assert np.isnan(by_layer(dirty)["y"]).all()
+    assert_same_bits(by_layer(problem), want)
+    layer, x, state, dy, dstate_n, _ = problem
+    out = nbrnn.Parameters.zeros(layer.params.shapes, layer.dtype)
+    out.flat[:] = np.nan
+    y, state_n, pullback = layer.vjp(x, state)
+    dx, dstate0, grads = pullback(dy, dstate_n, out=out)
+    assert grads is out
+    assert_same_bits(name_all(y, state_n, dx, dstate0, grads), want)
+
+
+@CELL
+@pytest.mark.parametrize("H", [6, 150])
+def test_inference_sees_every_change_of_a_parameter(cell, H):
+    """Inference packs its weights once: a single number that changes must make it pack them again."""
+    problem = make_problem(cell, H=H, bidirectional=True)
+    layer, x, state = problem[:3]
+    layer(x, state)
+    for view in layer.params.values():
+        for index in (0, view.size // 2, view.size - 1):
+            view.flat[index] += 1
+            assert_same_bits({"y": layer(x, state)[0]}, {"y": layer.vjp(x, state)[0]})
+
+
+# ------------------------------------------------------------------ against torch, where there is one
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("cell", ["elman_tanh", "elman_relu", "lstm", "gru"])
+def test_torch_gives_the_same(cell, bidirectional):
+    torch = pytest.importorskip("torch")
+    problem = make_problem(cell, num_layers=2, bidirectional=bidirectional)
+    kind, own = {
+        "elman_tanh": (torch.nn.RNN, {"nonlinearity": "tanh"}),
+        "elman_relu": (torch.nn.RNN, {"nonlinearity": "relu"}),
+        "lstm": (torch.nn.LSTM, {}),
+        "gru": (torch.nn.GRU, {}),
+    }[cell]
+    theirs = kind(5, 6, num_layers=2, bidirectional=bidirectional, dtype=torch.float64, **own)
+    theirs.load_state_dict({name: torch.from_numpy(array) for name, array in problem.layer.state_dict().items()})
+    x, *states = (torch.from_numpy(a).requires_grad_() for a in (problem.x, *unpack(problem.state)))
+    y, state_n = theirs(x, pack(states))
+    outputs = [y, *unpack(state_n)]
+    torch.autograd.backward(outputs, [torch.from_numpy(a) for a in (problem.dy, *unpack(problem.dstate_n))])
+    want = name_all(
+        y.detach().numpy(),
+        pack([a.detach().numpy() for a in outputs[1:]]),
+        x.grad.numpy(),
+        pack([a.grad.numpy() for a in states]),
+        {name: p.grad.numpy() for name, p in theirs.named_parameters()},
+    )
+    assert_agree(by_layer(problem), want, BOUND["float64"])
