@@ -8,6 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Where other processes want the cores too, OpenMP threads that spin while they wait make small regions very slow. This
+# is read when the first region starts.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import nbrnn
 
 # The first example compiles, and a compiled cell is slow to make and fast to run: no deadline, not too many examples.

@@ -46,6 +46,13 @@ def same(left, right):
     return type(left) is type(right) and left == right
 
 
+def start(code, *arguments):
+    """A process that runs in the background."""
+    folders = os.path.dirname(os.path.dirname(nbrnn.__file__)), os.path.dirname(__file__)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stdout=subprocess.PIPE)
+
+
 # ------------------------------------------------------------------ the file
 
 
@@ -170,13 +177,13 @@ def test_a_process_killed_while_it_saves_leaves_a_whole_file(tmp_path):
     path = tmp_path / "c"
     for delay in (0.0, 0.013, 0.029):
         path.unlink(missing_ok=True)
-        process = subprocess.Popen([sys.executable, "-c", code, path])
+        process = start(code, path)
         while not path.exists():
             assert process.poll() is None
             time.sleep(0.001)
         time.sleep(delay)
         process.kill()
-        process.wait()
+        process.communicate()
         arrays, meta = load_checkpoint(path)
         assert (arrays["x"] == meta["n"]).all()
 
@@ -369,7 +376,7 @@ class OneHot:
 
 
 def tiny_training():
-    schedule = WarmUp(7, OnPlateau(0.5, 0, 0.01))
+    schedule = WarmUp(7, OnPlateau(0.5, 0, threshold=0.5))  # the rate halves after the second epoch
     model = Tiny(5, 6, 5, dropout=0.3, seed=1)
     return Trainer(model, CrossEntropy(), Adam(0.02), clip_norm=0.5, clip_value=0.3, schedule=schedule)
 
@@ -473,6 +480,20 @@ def test_a_training_that_fails_leaves_the_last_good_checkpoint(tmp_path):
     assert all(np.isfinite(array).all() for array in arrays.values())
 
 
+def test_parameters_that_overflow_are_not_saved_over_good_ones(tmp_path):
+    def steep(y, target):
+        return 1.0, np.full_like(y, 1e10)
+
+    t = Trainer(Tiny(), steep, SGD(1e-20))
+    with pytest.raises(TrainingError, match=r"step 3: the parameter [WUV] holds -?(inf|nan)"):
+        t.fit([batch()] * 5, callbacks=[Checkpointing(tmp_path / "c", every_steps=1), Do(2, overflow)])
+    assert load_checkpoint(tmp_path / "c")[1]["steps"] == 2
+
+
+def overflow(trainer):
+    trainer.optimizer.lr = 1e300
+
+
 # ------------------------------------------------------------------ checkpoints of something else
 
 
@@ -492,7 +513,15 @@ def test_a_checkpoint_of_another_training_is_refused_and_changes_nothing(tmp_pat
         with pytest.raises(CheckpointError, match=message):
             t.load_state_dict(arrays, meta)
         assert same(t.state_dict(), before)
-    Trainer(**mine).load_state_dict(arrays, meta)
+    # The last thing to be read is wrong: everything before it is put back.
+    t = Trainer(**mine | {"model": Tiny(dropout=0.2, seed=5)})
+    t.step(*batch(5))
+    before = t.state_dict()
+    with pytest.raises(CheckpointError, match="checkpoint: 'data' is missing"):
+        t.load_state_dict(arrays, {name: value for name, value in meta.items() if name != "data"})
+    assert same(t.state_dict(), before)
+    t.load_state_dict(arrays, meta)
+    assert same(t.state_dict()[0], arrays)
 
 
 def changed(mapping, path, value):
@@ -577,7 +606,6 @@ def test_a_position_needs_batches_that_can_take_it(tmp_path):
 def test_ctrl_c_from_outside_saves_and_ends(tmp_path):
     code = (
         "import sys, time, numpy as np\n"
-        "sys.path.insert(0, sys.argv[2])\n"
         "from test_trainer import Tiny, batch, trainer, Callback, Checkpointing\n"
         "class Slow(Callback):\n"
         "    def on_step(self, trainer, loss):\n"
@@ -586,8 +614,7 @@ def test_ctrl_c_from_outside_saves_and_ends(tmp_path):
         "history = trainer().fit([batch()], epochs=10**6, callbacks=[Slow(), Checkpointing(sys.argv[1], 10**6)])\n"
         "assert history.interrupted\n"
     )
-    arguments = [sys.executable, "-c", code, tmp_path / "c", os.path.dirname(__file__)]
-    process = subprocess.Popen(arguments, stdout=subprocess.PIPE)
+    process = start(code, tmp_path / "c")
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)

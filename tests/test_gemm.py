@@ -16,12 +16,12 @@ SHAPE = pytest.mark.parametrize(("M", "K", "N"), SHAPES, ids=str)
 SHARDS = (1, 2, 5)
 
 
-def on_shards(entry, make_outputs, *args):
-    """The outputs of an entry, which are its last arguments; they have to be the same on any number of shards."""
+def on_shards(function, make_outputs, *args):
+    """The outputs of a function, which are its last arguments; they have to be the same on any number of shards."""
     results = []
     for shards in SHARDS:
         outputs = make_outputs()
-        entry(shards, *args, *outputs)
+        function.entry(shards, *args, *outputs)
         results.append(outputs)
     for outputs in results[1:]:
         for got, want in zip(outputs, results[0]):
@@ -218,12 +218,12 @@ def test_compare_sees_one_bit_anywhere(size, dtype):
     a[0] = np.nan
     for shards in SHARDS:
         different = np.ones(shards, np.bool_)
-        gemm.compare(shards, a, a.copy(), different)
+        gemm.compare.entry(shards, a, a.copy(), different)
         assert not different.any()
         for at in {0, size // 3, size // 2, size - 1}:
             for bit in (0, 8 * a.itemsize - 1):
                 b = a.copy()
                 b.view(f"u{a.itemsize}")[at] ^= np.array(1 << bit, f"u{a.itemsize}")
                 different[:] = False
-                gemm.compare(shards, a, b, different)
+                gemm.compare.entry(shards, a, b, different)
                 assert different.sum() == 1

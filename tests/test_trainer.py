@@ -5,7 +5,6 @@ import json
 import math
 import os
 import signal
-import sys
 import threading
 import time
 
@@ -488,9 +487,8 @@ def test_on_a_terminal_there_is_a_bar():
     assert "epoch 1: loss" in stream.getvalue()
 
 
-def test_tqdm_is_imported_only_for_a_bar():
-    code = "import sys, nbrnn.training.trainer; assert 'tqdm' not in sys.modules"
-    assert os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-c", code]) == 0
+def test_tqdm_is_imported_only_for_a_bar(python):
+    python("import sys, nbrnn.training.trainer; assert 'tqdm' not in sys.modules")
 
 
 # ------------------------------------------------------------------ with real layers

@@ -106,7 +106,8 @@ class Checkpointing(Callback):
         self.extra = {} if extra is None else dict(extra)
 
     def save(self, trainer: Trainer, path: str | os.PathLike | None = None) -> None:
-        """Save now, to `path` or the usual place."""
+        """Save now, to `path` or the usual place; parameters that are not finite are a TrainingError instead."""
+        trainer.require_finite()
         arrays, meta = trainer.state_dict()
         save_checkpoint(self.path if path is None else path, arrays, meta | {"extra": self.extra})
 

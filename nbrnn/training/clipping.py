@@ -37,7 +37,8 @@ def global_norm(flat: np.ndarray) -> float:
     return largest * global_norm(flat / largest)
 
 
-def _sum_blocks_shard(s, shards, flat, sums):
+@sharded
+def _sum_blocks(s, shards, flat, sums):
     """sums[b] = the sum of the squares of block b of flat."""
     N, blocks = len(flat), len(sums)
     W = lanes_of(pointer(flat, 0))
@@ -47,9 +48,6 @@ def _sum_blocks_shard(s, shards, flat, sums):
         for i in range(start + W, stop, W):
             total += squares(load(pointer(flat, i), stop - i))
         sums[b] = lane_sum(total)
-
-
-_sum_blocks = sharded(_sum_blocks_shard)
 
 
 def clip_by_value(flat: np.ndarray, limit: float) -> None:

@@ -132,7 +132,8 @@ def _count(target, ignore_index, V):
     return count, -1
 
 
-def _cross_entropy_shard(s, shards, y, target, ignore_index, scale, dy, losses):
+@sharded
+def _cross_entropy(s, shards, y, target, ignore_index, scale, dy, losses):
     """dy = scale (softmax(y) - one_hot(target)) and the loss of each row; zeros where the target is ignored.
 
     y, dy: [N, V]; target: [N]; losses: [N] of float64.
@@ -149,9 +150,6 @@ def _cross_entropy_shard(s, shards, y, target, ignore_index, scale, dy, losses):
             losses[n] = math.log(total) - (np.float64(y[n, target[n]]) - top)
             _multiply(drow, V, scale / total)
             dy[n, target[n]] -= scale
-
-
-_cross_entropy = sharded(_cross_entropy_shard)
 
 
 @jitable

@@ -33,7 +33,6 @@ from nbrnn.training.history import History, Progress, monitored
 Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 Batches = Iterable[tuple[np.ndarray, np.ndarray]]
 
-
 NO_BATCHES = "batches: expected at least one batch an epoch, got none (a generator can be iterated only once)"
 
 
@@ -146,11 +145,8 @@ class Trainer:
         flat = self.grads.flat
         norm = global_norm(flat)  # not finite where an element is not: the check costs no pass of its own
         if not math.isfinite(norm):
-            culprits = np.flatnonzero(~np.isfinite(flat))
-            if not culprits.size:
-                raise self._not_finite(f"the norm of the gradients is {norm}")
-            name = self.grads.name_of(culprits[0])
-            raise self._not_finite(f"the gradient of {name} holds {flat[culprits[0]]}")
+            culprit = _first_not_finite(self.grads)
+            raise self._not_finite(f"the gradient of {culprit}" if culprit else f"the norm of the gradients is {norm}")
         if self.clip_value is not None:
             clip_by_value(flat, self.clip_value)
             norm = global_norm(flat)
@@ -158,6 +154,18 @@ class Trainer:
 
     def _not_finite(self, what: str) -> TrainingError:
         return TrainingError(f"step {self.steps + 1}: {what}; the parameters are those before this step")
+
+    def require_finite(self) -> None:
+        """Make sure that the parameters are worth keeping.
+
+        Raises
+        ------
+        TrainingError
+            A parameter is not finite: the last update was too large for its dtype.
+        """
+        culprit = _first_not_finite(self.model.params)
+        if culprit:
+            raise TrainingError(f"step {self.steps}: the parameter {culprit}")
 
     # ------------------------------------------------------------------ many updates
 
@@ -373,10 +381,8 @@ class Trainer:
 
     def _data_state(self) -> dict[str, Any]:
         """The positions in the data: where they are, or will be set to."""
-        sources = self._sources.items()
-        return {
-            name: source.state_dict() for name, source in sources if hasattr(source, "state_dict")
-        } | self._positions
+        now = {name: s.state_dict() for name, s in self._sources.items() if hasattr(s, "state_dict")}
+        return now | self._positions
 
     def load_state_dict(self, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> None:
         """Continue where the trainer that gave this state was.
@@ -452,6 +458,12 @@ class Trainer:
             raise _as_checkpoint_error(error) from error
         trainer.load_state_dict(arrays, meta)
         return trainer
+
+
+def _first_not_finite(parameters: Parameters) -> str | None:
+    """The first element that is not finite, in words."""
+    places = np.flatnonzero(~np.isfinite(parameters.flat))
+    return f"{parameters.name_of(places[0])} holds {parameters.flat[places[0]]}" if places.size else None
 
 
 def _tell(callbacks: Sequence[Callback], hook: str, *args: Any) -> None:
