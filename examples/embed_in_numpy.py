@@ -1,17 +1,19 @@
-"""A trained layer inside a NumPy pipeline: embed a batch of sentences of different lengths, then compare them."""
+"""A trained layer inside a NumPy pipeline: where does a signal not go on as it used to?"""
 
 import numpy as np
 
 import nbrnn
 
-sentences = ["the cat sat on the mat", "the cat sat on a mat", "stocks fell sharply"]
-lengths = np.array([len(sentence) for sentence in sentences])
-letters = np.zeros((lengths.max(), len(sentences)), np.int32)  # (T, B), shorter rows padded with zeros
-for column, sentence in enumerate(sentences):
-    letters[: lengths[column], column] = np.frombuffer(sentence.encode(), np.uint8)
+rng = np.random.default_rng(0)
+signal = np.sin(np.arange(4000) * 0.1) + 0.05 * rng.standard_normal(4000)
+signal[3500:3505] += 0.7  # the fault to be found
 
-layer = nbrnn.GRU(128, 64, bidirectional=True, seed=0)  # any saved weights: layer.load_state_dict(mapping)
-_, state = layer(letters, lengths=lengths)  # state (2, B, 64): the end of each row, whatever its length
-vectors = np.concatenate(state, axis=1)
-vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-print(np.round(vectors @ vectors.T, 2))
+model = nbrnn.Sequential(nbrnn.GRU(1, 16, seed=0), nbrnn.Linear(16, 1, seed=1))
+trainer = nbrnn.Trainer(model, nbrnn.MSE(), nbrnn.Adam(0.01))
+past = signal[:3000].reshape(30, 100).T[:, :, None].astype(np.float32)  # (T, B, I): 100 steps of 30 pieces
+for _ in range(200):
+    trainer.step(past[:-1], past[1:])
+
+prediction, _ = model(signal[:-1, None].astype(np.float32))  # (T, I): one sequence, any length
+error = np.abs(prediction[:, 0] - signal[1:])
+print(f"usual error {np.median(error):.3f}; largest {error[100:].max():.3f} at {101 + error[100:].argmax()}")

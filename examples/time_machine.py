@@ -10,7 +10,7 @@ Published for The Time Machine: RNN 1.0 to 1.5, GRU 1.0 to 1.1, LSTM 1.1 to 1.3.
 import argparse
 import math
 import re
-import time
+import statistics
 
 from nbrnn.text import LanguageModel, Vocabulary, language_reference, read_text
 from nbrnn.training.optimizers import SGD
@@ -35,11 +35,9 @@ def main() -> None:
     for cell in [options.cell] if options.cell else ["rnn", "gru", "lstm"]:
         for windows in [options.windows] if options.windows else ["random", "sequential"]:
             model = LanguageModel(vocabulary, cell=cell, hidden_size=256, seed=0)
-            start = time.perf_counter()
-            history = model.fit(tokens, epochs=options.epochs, optimizer=SGD(1.0), windows=windows, seed=0)
-            seconds = time.perf_counter() - start
-            perplexity = math.exp(history.records[-1]["loss"])
-            speed = options.epochs * 8 * 35 * 32 / seconds
+            fitted = model.fit(tokens, epochs=options.epochs, optimizer=SGD(1.0), windows=windows, seed=0)
+            history = fitted.to_dict()
+            perplexity, speed = math.exp(history["loss"][-1]), statistics.median(history["items_per_second"])
             print(f"{cell}, {windows} windows: perplexity {perplexity:.2f}, {speed:,.0f} tokens/s")
             for prompt in ["time traveller", "traveller"]:
                 print(f"    {prompt}{model.generate(prompt, 50, greedy=True)}")

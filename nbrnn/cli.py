@@ -6,7 +6,8 @@
     nbrnn info                   versions, vector instructions, threads, the cache of compiled code
     nbrnn warmup                 compile everything now, so that later runs start at once
 
-Exit codes: 0 done, 2 wrong arguments, files or data (one line on stderr says which), 130 interrupted with Ctrl-C.
+Exit codes: 0 done, 1 the training failed (a loss that is not finite, no memory), 2 wrong arguments, files or data,
+130 interrupted with Ctrl-C. With 1 and 2 one line on stderr says what is wrong.
 Nothing heavy is imported before a command runs, so that ``--help`` answers at once.
 """
 
@@ -26,12 +27,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from nbrnn.layers.module import Module
-    from nbrnn.text import LanguageModel
+    from nbrnn.text.language_model import LanguageModel, Score
     from nbrnn.text.run import Run
     from nbrnn.training.optimizers import Optimizer
 
-USAGE, INTERRUPTED = 2, 130
+FAILED, USAGE, INTERRUPTED = 1, 2, 130
 WIDTH = 80
+TEMPERATURE = 0.6
 DEFAULT_OUT = "model.safetensors"
 # What `nbrnn train` does when it is told nothing: about two minutes on two cores.
 DEFAULTS = {
@@ -39,13 +41,13 @@ DEFAULTS = {
     "hidden": 256,
     "layers": 1,
     "embedding": 0,
-    "dropout": 0.0,
+    "dropout": 0.3,
     "dtype": "float32",
     "level": "char",
     "validation": 0.1,
     "steps": 64,
     "batch": 32,
-    "epochs": 12,
+    "epochs": 20,
     "optimizer": "adam",
     "lr": None,
     "schedule": "cosine",
@@ -73,6 +75,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The words after ``nbrnn``; by default those of the process.
     """
     options = _parser().parse_args(arguments)
+    # A screen that lacks a character of the text is no reason to stop.
+    sys.stdout.reconfigure(errors="replace")
     try:
         code = options.run(options)
         sys.stdout.flush()
@@ -83,9 +87,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return INTERRUPTED
-    except (ValueError, OSError) as error:
-        print(f"nbrnn {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return USAGE
+    except (ArithmeticError, MemoryError) as error:
+        return _complain(options.command, str(error), FAILED)
+    except OSError as error:
+        return _complain(
+            options.command, f"{error.filename}: {error.strerror}" if error.filename else str(error), USAGE
+        )
+    except ValueError as error:
+        return _complain(options.command, str(error), USAGE)
+
+
+def _complain(command: str, message: str, code: int) -> int:
+    print(f"nbrnn {command}: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
 
 
 # ------------------------------------------------------------------ arguments
@@ -137,24 +151,18 @@ def _add_train(commands: Any) -> None:
             words += f" (default: {DEFAULTS[flag]})"
         group.add_argument(f"--{flag}", help=words, **options)
 
-    positive, above_zero = _number(int, 1), _number(float, 0, above=True)
+    positive, above_zero, share = _number(int, 1), _number(float, 0, above=True), _number(float, 0, below=1)
     train.add_argument("texts", nargs="*", metavar="TEXT", default=[], help="text files in UTF-8")
     group = train.add_argument_group("network")
     add(group, "cell", "recurrent cell", choices=["lstm", "gru", "rnn"])
     add(group, "hidden", "hidden units of a layer", type=positive, metavar="N")
     add(group, "layers", "recurrent layers", type=positive, metavar="N")
     add(group, "embedding", "size of an embedding before them, 0 for none", type=_number(int, 0), metavar="N")
-    add(group, "dropout", "share of values dropped in training", type=_number(float, 0, below=1), metavar="P")
+    add(group, "dropout", "share of values dropped in training", type=share, metavar="P")
     add(group, "dtype", "precision", choices=["float32", "float64"])
     group = train.add_argument_group("training")
     add(group, "level", "tokens are characters or words", choices=["char", "word"])
-    add(
-        group,
-        "validation",
-        "share of the text, its end, that is held out",
-        type=_number(float, 0, below=1),
-        metavar="P",
-    )
+    add(group, "validation", "share of the text, its end, that is held out", type=share, metavar="P")
     add(group, "steps", "time steps of a batch", type=positive, metavar="T")
     add(group, "batch", "rows of a batch", type=positive, metavar="B")
     add(group, "epochs", "how often to read the text", type=positive, metavar="N")
@@ -180,9 +188,9 @@ def _add_generate(commands: Any) -> None:
     generate.add_argument(
         "--temperature",
         type=_number(float, 0, above=True),
-        default=0.8,
+        default=TEMPERATURE,
         metavar="X",
-        help="below 1 more predictable, above 1 more varied (default: 0.8)",
+        help=f"below 1 more predictable, above 1 more varied (default: {TEMPERATURE})",
     )
     generate.add_argument("--top-k", type=_number(int, 1), metavar="N", help="draw from the N most likely tokens only")
     generate.add_argument(
@@ -224,10 +232,9 @@ def _train(options: argparse.Namespace) -> int:
         run = Run.new({name: given.get(name, default) for name, default in DEFAULTS.items()}, options.texts)
     _introduce(run)
     history = run.fit(out, [ProgressBar()])
-    if history.interrupted:
-        print(
-            f"Interrupted in epoch {run.trainer.epoch + 1} of {run.settings['epochs']}, all of it is saved. Go on with"
-        )
+    done, epochs = run.trainer.epoch, run.settings["epochs"]
+    if history.interrupted and done < epochs:
+        print(f"Interrupted in epoch {done + 1} of {epochs}, and saved as it is. Go on with")
         print(f"  nbrnn train --resume {shlex.quote(out)}")
         return INTERRUPTED
     _conclude(run, out)
@@ -287,13 +294,17 @@ def _conclude(run: Run, out: str) -> None:
         for name, perplexity in rows.items():
             bits = math.log2(perplexity) * score.tokens / score.characters
             print(f"{name:<24}{perplexity:>12.2f}{bits:>22.3f}")
-        unknown = (held_out == 0).mean()
-        if unknown:
-            print(f"({unknown:.1%} of the {token}s held out are unknown and count as one {token})")
-    sample = model.generate("", 400 if model.vocabulary.level == "char" else 100, temperature=0.8, seed=0)
+        _note_unknown(model, score)
+    sample = model.generate("", 400 if model.vocabulary.level == "char" else 100, temperature=TEMPERATURE, seed=0)
     print(f"\n{' a sample ':-^{WIDTH}}\n{_wrapped(sample.strip())}\n{'-' * WIDTH}\n")
     print(f"saved to {out} ({Path(out).stat().st_size / 1e6:.1f} MB); more text:")
-    print(f"  nbrnn generate {shlex.quote(out)} --length 1000 --temperature 0.6")
+    print(f"  nbrnn generate {shlex.quote(out)} --prompt {shlex.quote(run.text.split()[0] + ' ')}")
+
+
+def _note_unknown(model: LanguageModel, score: Score) -> None:
+    if score.unknown:
+        token = _token(model)
+        print(f"({score.unknown / score.tokens:.1%} of the {token}s are unknown; they all count as one {token})")
 
 
 def _wrapped(text: str) -> str:
@@ -332,6 +343,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     print(f"{'text':<22}{len(text):,} characters")
     print(f"{'perplexity':<22}{score.perplexity:.3f} per {_token(model)}")
     print(f"{'bits per character':<22}{score.bits_per_character:.3f}")
+    _note_unknown(model, score)
     return 0
 
 
@@ -348,9 +360,9 @@ def _info(options: argparse.Namespace) -> int:
     from nbrnn.kernels import jit, simd
 
     # Numba keeps a function's code in a folder that belongs to the file of its source.
-    sources = [vars(module) for name, module in sys.modules.items() if name.startswith("nbrnn.")]
-    entries = [value for source in sources for value in source.values() if isinstance(value, Dispatcher)]
-    folders = {entry.stats.cache_path for entry in entries}
+    modules = [module for name, module in sys.modules.items() if name.startswith("nbrnn.")]
+    entries = [getattr(value, "entry", value) for module in modules for value in vars(module).values()]
+    folders = {entry.stats.cache_path for entry in entries if isinstance(entry, Dispatcher)}
     files = [file.stat().st_size for folder in folders for file in Path(folder).glob("*.nb[ci]")]
     rows = {
         "nbrnn": nbrnn.__version__,

@@ -35,7 +35,9 @@ def python():
     def run(code, *arguments, folders=tuple(folders), **variables):
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(folders)} | variables
         command = [sys.executable, "-X", "faulthandler", "-c", code, *map(str, arguments)]
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        # Not in a folder that holds the package, which would come before PYTHONPATH
+        cwd = Path(__file__).parent
+        process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
         assert process.returncode == 0, f"exit code {process.returncode}\n{process.stdout}\n{process.stderr}"
         return process.stdout
 

@@ -273,7 +273,8 @@ def test_the_score_is_the_sum_over_the_whole_text_at_once(options):
     logs = log_softmax(logits[:, 0].astype(np.float64), axis=1)[np.arange(ids.size - 1), ids[1:]]
     score = model.score(text)
     assert np.isclose(score.nats, -logs.sum(), rtol=1e-12)
-    assert (score.tokens, score.characters) == (len(text) - 1, len(text) - 1)
+    assert (score.tokens, score.characters, score.unknown) == (len(text) - 1, len(text) - 1, 0)
+    assert model.score("Ω the Ω Ω").unknown == 2
     assert np.isclose(score.perplexity, np.exp(-logs.mean()), rtol=1e-12)
 
 

@@ -55,7 +55,7 @@ def processes(tmp_path_factory):
         environment = os.environ | cache | {"NUMBA_CPU_NAME": name, "NUMBA_CPU_FEATURES": features}
         started[name] = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(width), *what],
-            cwd=tests.parent,
+            cwd=tests,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

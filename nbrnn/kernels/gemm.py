@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbrnn.kernels.jit import jitable, sharded
-from nbrnn.kernels.simd import lanes_of, load, pointer, store
+from nbrnn.kernels.simd import lanes_of, load, pointer, shift, store
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
 
 ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 6 or 8
@@ -87,10 +87,11 @@ def pack_columns(s, shards, weight, order, out):
 
 
 @sharded
-def multiply(s, shards, a, first, step, depth, packed, start, out):
+def multiply(s, shards, kernel, a, first, step, depth, packed, start, out):
     """out = start + a @ packed.
 
-    a: [M, lda], of which the columns that count are `depth` long pieces, `step` apart, from column `first` on;
+    kernel: `product_kernel` of the panels; a: [M, lda], of which the columns that count are `depth` long pieces,
+    `step` apart, from column `first` on;
     packed: [J, K, P], K a whole number of pieces; start: [J P], a row added to every row; out: [M, N].
     """
     M, lda = a.shape
@@ -110,9 +111,9 @@ def multiply(s, shards, a, first, step, depth, packed, start, out):
                 left = pointer(a, row * lda + first + n * step)
                 b = pointer(packed, (j * K + n * depth) * P)
                 if n == 0:
-                    product(VECTORS, left, lda, b, depth, pointer(start, j * P), 0, c, N, rows, columns)
+                    product(kernel, left, lda, b, depth, pointer(start, j * P), 0, c, N, rows, columns)
                 else:
-                    product(VECTORS, left, lda, b, depth, c, N, c, N, rows, columns)
+                    product(kernel, left, lda, b, depth, c, N, c, N, rows, columns)
 
 
 # ------------------------------------------------------------------ weight gradients
@@ -121,10 +122,10 @@ def multiply(s, shards, a, first, step, depth, packed, start, out):
 
 
 @sharded
-def gradient(s, shards, dy, x, offset, ldx, runs, piece, step, dw, db):
+def gradient(s, shards, kernel, dy, x, offset, ldx, runs, piece, step, dw, db):
     """dw = dy.T @ x and db = the sum of dy's rows.
 
-    x: M rows of N numbers, `ldx` apart, from element `offset` of the array on.
+    kernel: `outer_kernel`; x: M rows of N numbers, `ldx` apart, from element `offset` of the array on.
     """
     N = dw.shape[1]
     P = VECTORS * lanes_of(pointer(dy, 0))
@@ -137,15 +138,16 @@ def gradient(s, shards, dy, x, offset, ldx, runs, piece, step, dw, db):
         column, row, count = runs[task // parts]
         part = task % parts
         n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
-        dw[row : row + count, n0:n1] = 0.0
+        for r in range(row, row + count):
+            _clear(pointer(dw, r * N + n0), n1 - n0)
         if part == 0:
-            db[row : row + count] = 0.0
+            _clear(pointer(db, row), count)
         for k in range(0, len(dy), DEPTH):
             depth = min(DEPTH, len(dy) - k)
             _gather(dy, k, depth, column, count, piece, step, scratch, db, row, part == 0)
             for n in range(n0, n1, P):
                 c, right = pointer(dw, row * N + n), pointer(x, offset + k * ldx + n)
-                outer(VECTORS, pointer(scratch, 0), P, right, ldx, depth, c, N, count, min(P, n1 - n))
+                outer(kernel, pointer(scratch, 0), P, right, ldx, depth, c, N, count, min(P, n1 - n))
 
 
 @jitable
@@ -162,6 +164,12 @@ def _gather(dy, k, depth, column, count, piece, step, scratch, db, row, sums):
             total += value
         if sums:
             store(pointer(db, row + c), total, count - c)
+
+
+@jitable
+def _clear(p, count):
+    for n in range(0, count, lanes_of(p)):
+        store(shift(p, n), 0.0, count - n)
 
 
 @jitable
@@ -182,8 +190,8 @@ def token_gradient(s, shards, dy, tokens, runs, piece, step, dw, db):
     sums = np.empty((N, P), dy.dtype)
     for r in range(len(runs) * s // shards, len(runs) * (s + 1) // shards):
         column, row, count = runs[r]
-        sums[:] = 0.0
-        db[row : row + count] = 0.0
+        _clear(pointer(sums, 0), N * P)
+        _clear(pointer(db, row), count)
         for c in range(0, count, W):
             at = column + _place(c, piece, step)
             total = load(pointer(db, row + c), count - c)

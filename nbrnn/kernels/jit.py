@@ -1,7 +1,8 @@
 """Compiler flags, the source stamp, threads and the fork guard: the one place for each.
 
-`@jitable` marks a function that compiled code calls. `compiled` makes an entry that Python calls, cached on disk. An
-entry that divides its work takes the number of shards as its first argument, and Python calls it through `run`.
+`@jitable` marks a function that compiled code calls. `compiled` makes an entry that Python calls, cached on disk, and
+`native` one that other entries call by its address. `@sharded` marks a function that divides its work among threads:
+Python calls it through `run`, with the number of shards as the first argument.
 
 Caching
     Numba looks at the file of the decorated function only, so that an edit of a helper would run the old code. Each
@@ -59,6 +60,13 @@ def compiled(function: Callable, *, tag: str = "", parallel: bool = False) -> Ca
     """An entry that Python calls, compiled at its first call for each signature and cached on disk."""
     function.__qualname__ = "-".join(filter(None, [function.__qualname__, tag, STAMP]))
     return numba.njit(function, parallel=parallel, **OPTIONS)
+
+
+def native(function: Callable, signature: Any, tag: str) -> Any:
+    """A function that compiled code calls by its address (`.address`), compiled once for all its callers and cached."""
+    function.__qualname__ = f"{function.__qualname__}-{tag}-{STAMP}"
+    options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
+    return numba.cfunc(signature, **options)(function)
 
 
 def sharded(function: Callable) -> Callable:

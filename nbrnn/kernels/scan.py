@@ -107,7 +107,7 @@ def _forward(shard, shards, equations, S, U, IN, REC, N, args):
     S, U: see `Layout`; IN, REC: vectors of the input and of the recurrent product; N: states behind h; first: this
     direction's first column of y; w_ih: [J, I, IN W]; bias: [J S U W]; w_hh: [J, H, REC W]; gates: flat.
     """
-    by_units, block, keep, reverse, first, x, w_ih, bias, w_hh, y, inner, gates, counters = args
+    kernel_ih, kernel_hh, by_units, block, keep, reverse, first, x, w_ih, bias, w_hh, y, inner, gates, counters = args
     T, B = x.shape[0], x.shape[1]
     J, H = w_hh.shape[0], w_hh.shape[1]
     W, ld = lanes_of(pointer(y, 0)), y.shape[2]
@@ -133,7 +133,7 @@ def _forward(shard, shards, equations, S, U, IN, REC, N, args):
         if block > 1:
             for j in range(j0, j1):
                 g = pointer(gates, (t0 - origin) * g_t + j * g_j)
-                _input(S, U, IN, x, t0 * B, (s1 - s0) * B, w_ih, bias, j, g, g_m)
+                _input(kernel_ih, S, U, IN, x, t0 * B, (s1 - s0) * B, w_ih, bias, j, g, g_m)
         for step in range(s0, s1):
             t = T - 1 - step if reverse else step
             before, after = t + 2 * reverse, t + 1
@@ -141,9 +141,9 @@ def _forward(shard, shards, equations, S, U, IN, REC, N, args):
             for j in range(j0, j1):
                 g = pointer(gates, (t - origin) * g_t + lo * g_m + j * g_j)
                 if block == 1:
-                    _input(S, U, IN, x, t * B + lo, hi - lo, w_ih, bias, j, g, g_m)
+                    _input(kernel_ih, S, U, IN, x, t * B + lo, hi - lo, w_ih, bias, j, g, g_m)
                 r = shift(g, PANEL - REC * W)
-                product(REC, h_prev, ld, pointer(w_hh, j * H * REC * W), H, r, g_m, r, g_m, hi - lo, REC * W)
+                product(kernel_hh, h_prev, ld, pointer(w_hh, j * H * REC * W), H, r, g_m, r, g_m, hi - lo, REC * W)
                 c_prev, c = pointer(inner, before * c_t + lo * H), pointer(inner, after * c_t + lo * H)
                 _forward_tile(equations, S, U, N, j, hi - lo, H, g, g_m, h_prev, h, ld, c_prev, c, plane, keep)
             if by_units and shards > 1:
@@ -151,7 +151,7 @@ def _forward(shard, shards, equations, S, U, IN, REC, N, args):
 
 
 @jitable
-def _input(S, U, IN, x, row, rows, w_ih, bias, j, g, g_m):
+def _input(kernel, S, U, IN, x, row, rows, w_ih, bias, j, g, g_m):
     """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
     I, W = w_ih.shape[1], lanes_of(g)
     PANEL = S * U * W
@@ -163,7 +163,7 @@ def _input(S, U, IN, x, row, rows, w_ih, bias, j, g, g_m):
                 store(shift(g, m * g_m + c), load(pointer(bias, j * PANEL + c), W) + w, W)
     else:
         a, b = pointer(x, row * I), pointer(w_ih, j * I * IN * W)
-        product(IN, a, I, b, I, pointer(bias, j * PANEL), 0, g, g_m, rows, IN * W)
+        product(kernel, a, I, b, I, pointer(bias, j * PANEL), 0, g, g_m, rows, IN * W)
     for m in range(rows):
         for c in range(IN * W, PANEL, W):
             store(shift(g, m * g_m + c), load(pointer(bias, j * PANEL + c), W), W)
@@ -195,7 +195,7 @@ def _backward(shard, shards, equations, S, U, REC, N, args):
     dy: [T, B, D H]; w_hh_t: [Q, K, P], the transposed recurrent weights in panels of P hidden units, K in the order of
     the tape; dh: [B, Q P] and dinner: [N, B, H] hold the gradients of the last state, and of the first one afterwards.
     """
-    by_units, reverse, first, dy, w_hh_t, y, inner, gates, dh, dinner, counters = args
+    kernel, by_units, reverse, first, dy, w_hh_t, y, inner, gates, dh, dinner, counters = args
     T, B, ld = dy.shape
     H = inner.shape[3]
     Q, K, P = w_hh_t.shape
@@ -232,7 +232,7 @@ def _backward(shard, shards, equations, S, U, REC, N, args):
             for n in range(pieces):
                 a = pointer(gates, (t * B + lo) * g_m + n * PANEL + PANEL - REC * W)
                 b = pointer(w_hh_t, (q * K + n * (K // pieces)) * P)
-                product(VECTORS, a, g_m, b, K // pieces, d, Q * P, d, Q * P, hi - lo, P)
+                product(kernel, a, g_m, b, K // pieces, d, Q * P, d, Q * P, hi - lo, P)
 
 
 @jitable

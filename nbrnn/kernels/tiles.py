@@ -7,16 +7,22 @@ N is the panel's width, `panel_width(vectors, dtype)`: some vectors of the host.
 vectors, stays in registers over the whole depth. Each element of C is one chain of fused multiply-adds in the order
 of the depth, whatever tile it falls in: a row's result does not depend on the rows around it.
 
-Each kernel is emitted once a module as an LLVM function of its own. On the 16 registers of AVX2 and SSE a panel is run
+Each kernel is compiled once and called by its address, which its callers are handed as a number: their own code stays
+small and compiles soon. On the 16 registers of AVX2 and SSE a panel is run
 in column groups of two or three vectors, since a wider tile would spill.
 """
 
 from __future__ import annotations
 
+from functools import cache
+from typing import Any
+
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from nbrnn.kernels.jit import native
 from nbrnn.kernels.simd import REGISTERS, emit_call, emit_either, emit_load, emit_splat, emit_store, vector_type, width
 
 INT = ir.IntType(64)
@@ -43,67 +49,92 @@ def rows_per_tile(vectors: int) -> int:
     return min(8, REGISTERS * 3 // 4 // vectors)
 
 
-@intrinsic(prefer_literal=True)
-def product(typingctx, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
-    """C[:rows, :columns] = start + A @ B for one packed panel B of `vectors` (a literal) vectors.
+# ------------------------------------------------------------------ what compiled code calls
+
+
+@intrinsic
+def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+    """C[:rows, :columns] = start + A @ B for one packed panel B, with the kernel of `product_kernel`.
 
     `start` has the row stride `ld_start`: C itself to add to it, or a row of biases with the stride 0. `columns`
     below the panel's width leaves the rest of C untouched.
     """
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
 
     def codegen(context, builder, sig, args):
-        function = _kernel(builder.module, a.dtype, vectors.literal_value, "product")
-        _, a_, lda_, b_, depth_, start_, ld_start_, c_, ldc_, rows_, columns_ = args
-        builder.call(function, [a_, lda_, b_, INT(0), depth_, start_, ld_start_, c_, ldc_, rows_, columns_])
+        kernel, a, lda, b, *rest = args
+        _call_kernel(builder, kernel, [a, lda, b, INT(0), *rest])
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(vectors, a, n, b, n, a, n, c, n, n, n), codegen
+    return types.void(types.uintp, a, n, b, n, a, n, c, n, n, n), codegen
+
+
+@intrinsic
+def outer(typingctx, kernel, a, lda, b, ldb, depth, c, ldc, rows, columns):
+    """C[:rows, :columns] += A.T @ B, A[depth, rows] with the row stride `lda`, B[depth, panel] with `ldb`."""
+
+    def codegen(context, builder, sig, args):
+        kernel, a, lda, b, ldb, depth, c, ldc, *rest = args
+        _call_kernel(builder, kernel, [a, lda, b, ldb, depth, c, ldc, c, ldc, *rest])
+        return context.get_dummy_value()
+
+    n = types.intp
+    return types.void(types.uintp, a, n, b, n, n, c, n, n, n), codegen
+
+
+def _call_kernel(builder, kernel, args):
+    signature = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
+    builder.call(builder.inttoptr(kernel, signature.as_pointer()), args)
+
+
+# ------------------------------------------------------------------ kernels, compiled once and called by address
+
+
+def product_kernel(vectors: int, dtype: object) -> int:
+    """The address of the kernel for panels of `vectors` vectors."""
+    return _kernel("product", vectors, np.dtype(dtype).name).address
+
+
+def outer_kernel(dtype: object) -> int:
+    """The address of the kernel for weight gradients, on panels of `VECTORS` vectors."""
+    return _kernel("outer", VECTORS, np.dtype(dtype).name).address
+
+
+@cache
+def _kernel(kind: str, vectors: int, dtype: str) -> Any:
+    """A kernel, compiled or from the cache; whoever calls it by its address keeps it alive here."""
+    transposed, n, p = int(kind == "outer"), types.intp, types.CPointer(getattr(types, dtype))
+
+    def kernel(a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns):
+        _panel(transposed, vectors, a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns)
+
+    return native(kernel, types.void(p, n, p, n, n, p, n, p, n, n, n), f"{kind}-{dtype}-{vectors}")
 
 
 @intrinsic(prefer_literal=True)
-def outer(typingctx, vectors, a, lda, b, ldb, depth, c, ldc, rows, columns):
-    """C[:rows, :columns] += A.T @ B, A[depth, rows] with the row stride `lda`, B[depth, panel] with `ldb`."""
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
+def _panel(typingctx, transposed, vectors, a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns):
+    """Emit a kernel; `transposed` and `vectors` are literals."""
 
     def codegen(context, builder, sig, args):
-        function = _kernel(builder.module, a.dtype, vectors.literal_value, "outer")
-        _, a_, lda_, b_, ldb_, depth_, c_, ldc_, rows_, columns_ = args
-        builder.call(function, [a_, lda_, b_, ldb_, depth_, c_, ldc_, c_, ldc_, rows_, columns_])
+        _, _, a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns = args
+        vector = vector_type(sig.args[2].dtype)
+        if not transposed.literal_value:
+            ldb = INT(vectors.literal_value * vector.count)
+        first = 0
+        for group in column_groups(vectors.literal_value):
+            at = INT(first * vector.count)
+            pointers = [a, *(builder.gep(x, [at]) for x in (b, start, c))]
+            strides = lda, ldb, ld_start, ldc
+            tile = _Tile(builder, vector, group, transposed.literal_value, strides, depth, builder.sub(columns, at))
+            _row_loop(builder, rows, rows_per_tile(group), tile, pointers)
+            first += group
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(vectors, a, n, b, n, n, c, n, n, n), codegen
+    return types.void(transposed, vectors, a, n, b, n, n, start, n, c, n, n, n), codegen
 
 
-def _kernel(module, dtype, vectors, kind):
-    """The LLVM function of one kernel, emitted into `module` at its first use."""
-    name = f"nbrnn.{kind}.{dtype}.{vectors}"
-    if name in module.globals:
-        return module.globals[name]
-    vector = vector_type(dtype)
-    p = vector.element.as_pointer()
-    arguments = [p, INT, p, INT, INT, p, INT, p, INT, INT, INT]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
-    function.linkage = "linkonce_odr"
-    function.attributes.add("noinline")
-    a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns = function.args
-    builder = ir.IRBuilder(function.append_basic_block())
-    if kind == "product":
-        ldb = INT(vectors * vector.count)
-    first = 0
-    for group in column_groups(vectors):
-        at = INT(first * vector.count)
-        b_, start_, c_ = (builder.gep(x, [at]) for x in (b, start, c))
-        strides = lda, ldb, ld_start, ldc
-        tile = _Tile(builder, vector, group, kind == "outer", strides, depth, builder.sub(columns, at))
-        _row_loop(builder, rows, rows_per_tile(group), tile, (a, b_, start_, c_))
-        first += group
-    builder.ret_void()
-    return function
+# ------------------------------------------------------------------ code generation
 
 
 def _row_loop(builder, rows, most, tile, pointers):

@@ -17,7 +17,8 @@ from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import get_num_threads, run, threading_layer
 from nbrnn.kernels.scan import compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
-from nbrnn.layers.module import Parameters
+from nbrnn.kernels.tiles import VECTORS, outer_kernel, product_kernel
+from nbrnn.layers.module import Parameters, read_only
 from nbrnn.layers.packing import Weights, packing_of
 
 
@@ -46,12 +47,11 @@ class Direction:
         1 if it reads the sequence from its end and writes the second half of y, else 0.
     """
 
-    def __init__(
-        self, cell: Cell, inputs: int, hidden: int, dtype: np.dtype, bias: bool, end: str, reverse: int
-    ):  # fmt: skip
+    def __init__(self, cell: Cell, inputs: int, hidden: int, dtype: np.dtype, bias: bool, end: str, reverse: int):
         self.cell, self.inputs, self.hidden, self.dtype, self.reverse = cell, inputs, hidden, dtype, reverse
         self.names = [f"{name}{end}" for name in Weights._fields[: 4 if bias else 2]]
         self.packing = packing_of(cell, hidden, dtype)
+        self._scans = compile_scan(f"{cell.name}-{dtype}", self.packing.layout, cell.forward, cell.backward)
         self._spare: list[np.ndarray] = []
         self._known: tuple[np.ndarray, tuple] | None = None
 
@@ -98,23 +98,8 @@ class Direction:
             packed = self._packed(params)
             gates = np.empty(B * packing.columns * (packing.panels * plan.block if plan.block > 1 else 1), self.dtype)
         if T and B:
-            scan, _ = compile_scan(
-                f"{self.cell.name}-{self.dtype}", packing.layout, self.cell.forward, self.cell.backward
-            )
-            args = (
-                plan.by_units,
-                plan.block,
-                keep,
-                self.reverse,
-                half.start,
-                x,
-                *packed,
-                y,
-                inner,
-                gates,
-                new_counters(),
-            )
-            run(scan, plan.shards, *args)
+            how = (*packing.kernels(), plan.by_units, plan.block, keep, self.reverse, half.start)
+            run(self._scans[0], plan.shards, *how, x, *packed, y, inner, gates, new_counters())
         else:
             end = start
         last[0][...] = y[end, :, half]
@@ -175,11 +160,9 @@ class Direction:
         dgates = tape.gates.reshape(T * B, packing.panels * packing.columns)
         if T and B:
             _, plan = self.schedules(T, B)
-            _, scan = compile_scan(
-                f"{self.cell.name}-{self.dtype}", packing.layout, self.cell.forward, self.cell.backward
-            )
-            fixed = (plan.by_units, self.reverse, self.reverse * H, dy, packing.backward_hh(weights))
-            run(scan, plan.shards, *fixed, *tape[1:], dh, dinner, new_counters())
+            how = (product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, self.reverse * H)
+            args = (dy, packing.backward_hh(weights), tape.y, tape.inner, tape.gates, dh, dinner, new_counters())
+            run(self._scans[1], plan.shards, *how, *args)
         for out, array in zip(dfirst, (dh[:, :H], *dinner)):
             out[...] = array
         self._weight_gradients(dgates, tape, dweights)
@@ -189,7 +172,8 @@ class Direction:
 
     def _weight_gradients(self, dgates: np.ndarray, tape: Tape, dweights: Weights) -> None:
         """Everything time-parallel: dW = dgates.T @ inputs."""
-        x, y, packing = tape.x, tape.y, self.packing
+        x, y, packing, kernel = tape.x, read_only(tape.y), self.packing, outer_kernel(self.dtype)
+        dgates = read_only(dgates)
         ignored = np.empty(len(dweights.weight_hh), self.dtype)
         dbias_ih = ignored if dweights.bias_ih is None else dweights.bias_ih
         dbias_hh = ignored if dweights.bias_hh is None else dweights.bias_hh
@@ -198,12 +182,12 @@ class Direction:
         _, B, ld = y.shape
         offset = self.reverse * (2 * B * ld + self.hidden)
         shards, runs = shards_for(2 * len(dgates) * dweights.weight_hh.size), packing.recurrent_runs
-        run(gemm.gradient, shards, dgates, y, offset, ld, runs, *pieces, dweights.weight_hh, dbias_hh)
+        run(gemm.gradient, shards, kernel, dgates, y, offset, ld, runs, *pieces, dweights.weight_hh, dbias_hh)
         shards, runs = shards_for(2 * len(dgates) * dweights.weight_ih.size), packing.input_runs
         if x.ndim == 2:
             run(gemm.token_gradient, shards, dgates, x.ravel(), runs, *pieces, dweights.weight_ih, dbias_ih)
         else:
-            run(gemm.gradient, shards, dgates, x, 0, self.inputs, runs, *pieces, dweights.weight_ih, dbias_ih)
+            run(gemm.gradient, shards, kernel, dgates, x, 0, self.inputs, runs, *pieces, dweights.weight_ih, dbias_ih)
 
     def _input_gradient(self, dgates: np.ndarray, weights: Weights, shape: tuple[int, ...]) -> np.ndarray:
         """dx = dgates @ weight_ih."""
@@ -213,5 +197,6 @@ class Direction:
         # The input's slots of all panels lie side by side, or in a piece of every panel.
         depth = packed.shape[1] // (1 if packing.layout.inputs == packing.layout.slots else packing.panels)
         shards = shards_for(2 * len(dgates) * weights.weight_ih.size)
-        run(gemm.multiply, shards, dgates, 0, packing.columns, depth, packed, start, dx)
+        kernel = product_kernel(VECTORS, self.dtype)
+        run(gemm.multiply, shards, kernel, read_only(dgates), 0, packing.columns, depth, packed, start, dx)
         return dx.reshape(shape)

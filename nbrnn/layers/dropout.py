@@ -47,7 +47,7 @@ class Dropout(Module):
         return check_floats(name, x, self.dtype, (None,) * np.ndim(x), "any shape")
 
     def __call__(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None]:
-        return self._check("x", x), None
+        return self._check("x", x).copy(), None
 
     def vjp(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None, Pullback]:
         x = self._check("x", x)

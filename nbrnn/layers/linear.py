@@ -9,7 +9,7 @@ import numpy as np
 from nbrnn.kernels import gemm
 from nbrnn.kernels.jit import run
 from nbrnn.kernels.schedule import shards_for
-from nbrnn.kernels.tiles import VECTORS, panel_width
+from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kernel
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_size
 
@@ -81,7 +81,20 @@ class Linear(Module):
             dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
             # dW = dy^T x, db = sum of dy
             dw, shards = grads["weight"], self._shards(len(rows))
-            run(gemm.gradient, shards, rows, x, 0, self.input_size, self._runs, 0, 0, dw, dbias)
+            run(
+                gemm.gradient,
+                shards,
+                outer_kernel(self.dtype),
+                rows,
+                x,
+                0,
+                self.input_size,
+                self._runs,
+                0,
+                0,
+                dw,
+                dbias,
+            )
             # dx = dy W
             packed = self._pack(gemm.pack_columns, np.arange(self.output_size), self.output_size, self.input_size)
             start = np.zeros(gemm.padded(self.input_size, self.dtype), self.dtype)
@@ -96,7 +109,8 @@ class Linear(Module):
 
     def _multiply(self, rows: np.ndarray, packed: np.ndarray, start: np.ndarray, columns: int) -> np.ndarray:
         y = np.empty((len(rows), columns), self.dtype)
-        run(gemm.multiply, self._shards(len(rows)), rows, 0, 0, packed.shape[1], packed, start, y)
+        kernel = product_kernel(VECTORS, self.dtype)
+        run(gemm.multiply, self._shards(len(rows)), kernel, rows, 0, 0, packed.shape[1], packed, start, y)
         return y
 
     def _shards(self, rows: int) -> int:

@@ -217,7 +217,7 @@ def check_fraction(name: str, value: Any) -> float:
 
 
 def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None, ...], words: str) -> np.ndarray:
-    """`array` as a C-contiguous array of `dtype` and `shape`, or a clear error.
+    """`array` as a read-only C-contiguous array of `dtype` and `shape`, or a clear error.
 
     None in `shape` is any size, and `words` is how the expected shape is written in the message. float32 and float64
     are converted into each other; integers and half precision are refused, since to convert them may hide a mistake.
@@ -229,11 +229,11 @@ def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None
         )
     if not _fits(array, shape):
         raise ValueError(f"{name}: expected {words}, got {array.shape}")
-    return np.ascontiguousarray(array, dtype)
+    return read_only(np.asarray(array, dtype, order="C"))
 
 
 def check_tokens(name: str, array: Any, shape: tuple[int | None, ...], words: str, count: int) -> np.ndarray:
-    """`array` as a C-contiguous int64 array of `shape` with values in [0, count), or a clear error."""
+    """`array` as a read-only C-contiguous int64 array of `shape` with values in [0, count), or a clear error."""
     array = np.asarray(array)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integer tokens, got {array.dtype}")
@@ -241,7 +241,14 @@ def check_tokens(name: str, array: Any, shape: tuple[int | None, ...], words: st
         raise ValueError(f"{name}: expected {words}, got {array.shape}")
     if array.size and (array.min() < 0 or array.max() >= count):
         raise ValueError(f"{name}: expected tokens in [0, {count}), got {array.min()} to {array.max()}")
-    return np.ascontiguousarray(array, np.int64)
+    return read_only(np.asarray(array, np.int64, order="C"))
+
+
+def read_only(array: np.ndarray) -> np.ndarray:
+    """A view that cannot be written to: compiled code takes all inputs so, or it would be compiled for both kinds."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _fits(array: np.ndarray, shape: tuple[int | None, ...]) -> bool:

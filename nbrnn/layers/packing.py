@@ -18,7 +18,7 @@ from nbrnn.kernels import gemm
 from nbrnn.kernels.jit import run
 from nbrnn.kernels.scan import Layout
 from nbrnn.kernels.schedule import shards_for
-from nbrnn.kernels.tiles import VECTORS, panel_width
+from nbrnn.kernels.tiles import VECTORS, panel_width, product_kernel
 
 
 class Weights(NamedTuple):
@@ -57,6 +57,11 @@ class Packing:
         self.recurrent_order = self._order(blocks)
         self.recurrent_runs = self._runs(blocks, layout.slots - layout.recurrent)
 
+    def kernels(self) -> tuple[int, int]:
+        """Addresses of the kernels for the input and for the recurrent product."""
+        U, dtype = self.layout.vectors, self.dtype
+        return product_kernel(self.layout.inputs * U, dtype), product_kernel(self.layout.recurrent * U, dtype)
+
     def _order(self, blocks: list[int]) -> np.ndarray:
         """The row of the weight matrix for every column of the panels."""
         unit = np.arange(self.panels * self.units).reshape(self.panels, 1, self.units)
@@ -72,12 +77,9 @@ class Packing:
 
     def forward(self, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(w_ih [J, I, .], bias [J S U W], w_hh [J, H, .])."""
-        w_ih = self._pack(
-            gemm.pack_rows, weights.weight_ih, self.input_order, self.panels, self.layout.inputs * self.units
-        )
-        w_hh = self._pack(
-            gemm.pack_rows, weights.weight_hh, self.recurrent_order, self.panels, self.layout.recurrent * self.units
-        )
+        rows, width = gemm.pack_rows, self.units
+        w_ih = self._pack(rows, weights.weight_ih, self.input_order, self.panels, self.layout.inputs * width)
+        w_hh = self._pack(rows, weights.weight_hh, self.recurrent_order, self.panels, self.layout.recurrent * width)
         bias = np.zeros((self.panels, self.layout.slots, self.units), self.dtype)
         if weights.bias_ih is not None:
             bias[:, : self.layout.inputs] += self._bias(weights.bias_ih, self.input_order)

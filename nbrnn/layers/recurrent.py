@@ -27,6 +27,7 @@ from nbrnn.layers.module import (
     check_fraction,
     check_size,
     check_tokens,
+    read_only,
 )
 
 State = Any  # h, or the tuple of all states where the cell has several
@@ -172,7 +173,7 @@ class Recurrent(Module):
             x = x[:, None]
         elif self.batch_first:
             x = x.swapaxes(0, 1)
-        return np.ascontiguousarray(x), self._check_states("state", state, x.shape[1], single), single
+        return read_only(np.ascontiguousarray(x)), self._check_states("state", state, x.shape[1], single), single
 
     def _check_states(self, name: str, state: State, B: int, single: bool) -> list[np.ndarray]:
         """All states as arrays (L D, B, H), zeros for None."""
@@ -211,8 +212,8 @@ class Recurrent(Module):
         last = [np.empty_like(array) for array in states]
         for layer in range(self.num_layers):
             y, _ = self._forward_layer(layer, x, states, last, keep=False)
-            x = y[1:-1]
-        return self._outer(x, single), self._outer_state(last, single)
+            x = read_only(y[1:-1])
+        return self._outer(y[1:-1], single), self._outer_state(last, single)
 
     def vjp(self, x: np.ndarray, state: State = None) -> tuple[np.ndarray, State, Pullback]:
         """Outputs, last state, and the function that takes gradients back. See the notes of the class."""
@@ -222,12 +223,11 @@ class Recurrent(Module):
         for layer in range(self.num_layers):
             y, kept = self._forward_layer(layer, x, states, last, keep=True)
             tapes += kept
-            x = y[1:-1]
+            x = read_only(y[1:-1])
             if self.dropout and layer < self.num_layers - 1:
                 with self._lock:
                     masks.append(draw_mask(self.rng, x.shape, self.dropout, self.dtype))
-                x = x * masks[-1]
-        x.flags.writeable = False
+                x = read_only(x * masks[-1])
         pullback = _once(lambda *args, **options: self._pullback(tapes, masks, single, *args, **options))
         return self._outer(x, single), self._outer_state(last, single), pullback
 
@@ -255,8 +255,9 @@ class Recurrent(Module):
                 dx = share if dx is None else dx + share
             if layer and self.dropout:
                 dx = dx * masks[layer - 1]
-            dy = dx
-        dx = None if dy is None else self._outer(dy, single)
+            if layer:
+                dy = read_only(dx)
+        dx = None if dx is None else self._outer(dx, single)
         return dx, self._outer_state(dfirst, single), grads
 
     def _check_dy(self, dy: Any, T: int, B: int, single: bool) -> np.ndarray:
@@ -268,7 +269,7 @@ class Recurrent(Module):
         dy = check_floats("dy", dy, self.dtype, shape, str(shape))
         if self.batch_first and not single:
             dy = dy.swapaxes(0, 1)
-        return np.ascontiguousarray(dy).reshape(T, B, self.output_size)
+        return read_only(np.ascontiguousarray(dy).reshape(T, B, self.output_size))
 
     def explain(self, T: int, B: int) -> str:
         """Which kernels and schedules a call with T steps of B rows would take, and why."""

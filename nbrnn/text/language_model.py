@@ -52,16 +52,20 @@ class Score(NamedTuple):
         Sum of the negative logarithms of the tokens' probabilities.
     tokens, characters : int
         How many tokens those are, and how many characters.
+    unknown : int
+        How many of the tokens are unknown to the model.
     """
 
     nats: float
     tokens: int
     characters: int
+    unknown: int
 
     @property
     def perplexity(self) -> float:
         """Among how many equally likely tokens the model wavers: 1 is perfect, the vocabulary's size is ignorance."""
-        return math.exp(self.nats / self.tokens)
+        with np.errstate(over="ignore"):
+            return float(np.exp(self.nats / self.tokens))
 
     @property
     def bits_per_character(self) -> float:
@@ -228,7 +232,7 @@ class LanguageModel:
             logits = logits[:, 0].astype(np.float64)
             nats += float((logsumexp(logits, axis=1) - logits[np.arange(target.size), target]).sum())
         first = tokenize(text, self.vocabulary.level)[0]
-        return Score(nats, len(tokens) - 1, len(text) - len(first))
+        return Score(nats, len(tokens) - 1, len(text) - len(first), int((tokens[1:] == 0).sum()))
 
     def perplexity(self, text: str) -> float:
         """The perplexity of a text, see `Score`; for the text see `score`."""

@@ -95,13 +95,15 @@ class Run:
             dtype=settings["dtype"],
             seed=settings["seed"],
         )
-        cosine = settings["schedule"] == "cosine"
+        batches = len(run._batches())
+        if run.held_out and vocabulary.encode(run.held_out).size < 3:
+            raise ValueError(f"validation: expected at least 3 {level}s held out, got {run.held_out!r}")
         run.trainer = Trainer(
             run.model.network,
             CrossEntropy(),
             kind(lr if settings["lr"] is None else settings["lr"]),
             clip_norm=settings["clip"] or None,
-            schedule=Cosine(settings["epochs"] * len(run._batches())) if cosine else None,
+            schedule=Cosine(settings["epochs"] * batches) if settings["schedule"] == "cosine" else None,
         )
         return run
 

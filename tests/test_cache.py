@@ -1,0 +1,174 @@
+"""The cache of compiled code: a second process compiles nothing, an edited equation runs, and any place will do."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import nbrnn
+
+# ------------------------------------------------------------------ hits
+
+# Everything that a model with tokens and numbers compiles, in training and at inference; then what the cache did
+USE_EVERYTHING = """
+import gc, json
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+import nbrnn
+
+model = nbrnn.Sequential(nbrnn.LSTM(9, 40, 2, dtype="float64", seed=0), nbrnn.Linear(40, 9, dtype="float64", seed=0))
+tokens = np.random.default_rng(0).integers(0, 9, (20, 40))
+model(tokens)
+trainer = nbrnn.Trainer(model, nbrnn.CrossEntropy(), nbrnn.Adam(1e-3), clip_norm=1.0)
+trainer.step(tokens, tokens)
+model(tokens)  # compares the weights with those of the first call
+
+uses = {}
+for entry in gc.get_objects():
+    if isinstance(entry, Dispatcher) and entry.stats.cache_path:
+        hits, misses = sum(entry.stats.cache_hits.values()), sum(entry.stats.cache_misses.values())
+        if hits or misses:
+            uses[f"{entry.py_func.__qualname__} {id(entry)}"] = hits, misses, entry.stats.cache_path
+print(json.dumps(sorted((name.split()[0], *use) for name, use in uses.items())))
+"""
+
+
+def cache_files(folders):
+    return {
+        path: (path.stat().st_mtime_ns, path.stat().st_size)
+        for folder in folders
+        for path in Path(folder).glob("*.nb?")
+    }
+
+
+def test_a_second_process_compiles_nothing(python):
+    first = json.loads(python(USE_EVERYTHING))
+    before = cache_files({folder for *_, folder in first})
+    assert {path.suffix for path in before} == {".nbi", ".nbc"}
+    second = json.loads(python(USE_EVERYTHING))
+    names = [name for name, *_ in second]
+    assert names == [name for name, *_ in first]
+    for part in ("forward_scan-lstm", "backward_scan-lstm", "multiply", "token_gradient", "compare", "adam", "entropy"):
+        assert any(part in name for name in names), part
+    assert [(name, misses) for name, _, misses, _ in second if misses] == []
+    assert all(hits for _, hits, _, _ in second)
+    assert cache_files({folder for *_, folder in second}) == before
+
+
+# ------------------------------------------------------------------ edits, in a copy of the package that is read-only
+
+CELL = """
+from nbrnn.cells.cell import Cell
+from nbrnn.kernels.jit import jitable
+
+@jitable
+def forward(gates, prev):
+    return (2.0 * gates[0],), ()
+
+@jitable
+def backward(dnew, kept, prev, new):
+    return (2.0 * dnew[0],), (0.0,)
+
+OWN = Cell("own", ("a",), ("h",), forward, backward)
+"""
+RELU = """
+import nbrnn
+from nbrnn.cells.cell import CELLS
+cell = CELLS["elman_relu"]
+"""
+OWN = """
+import nbrnn
+from own import OWN
+cell = OWN
+"""
+# With weights of one and no bias, y of the first step is the cell's function of the sum of x.
+FIRST_STEP = """
+import numpy as np
+layer = nbrnn.Recurrent(cell, 3, 1, bias=False, dtype="float64")
+layer.params.flat[:] = 1
+print(layer(np.ones((1, 1, 3)))[0].item())
+"""
+NORM = """
+import numpy as np
+from nbrnn.training.clipping import global_norm
+print(global_norm(np.full(100, 3.0)))
+"""
+EDITS = {
+    "a cell": (RELU + FIRST_STEP, 3, "nbrnn/cells/elman.py", "(relu(a),)", "(4.0 * relu(a),)", 12),
+    "a function that cells share": (
+        *(RELU + FIRST_STEP, 3, "nbrnn/kernels/activations.py"),
+        *("return where_less(x, 0.0, 0.0, x)", "return 2.0 * where_less(x, 0.0, 0.0, x)", 6),
+    ),
+    "a user's cell": (OWN + FIRST_STEP, 6, "own.py", "2.0 * gates[0]", "4.0 * gates[0]", 12),
+    "a function of training": (
+        *(NORM, 30, "nbrnn/training/clipping.py", "= lane_sum(total)", "= 4.0 * lane_sum(total)", 60),
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def install(tmp_path_factory):
+    """A copy of the package that nobody can write compiled code to, not even root: files stand where folders would."""
+    root = tmp_path_factory.mktemp("install")
+    shutil.copytree(Path(nbrnn.__file__).parent, root / "nbrnn", ignore=shutil.ignore_patterns("__pycache__"))
+    (root / "own.py").write_text(CELL)
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        (folder / "__pycache__").touch()
+    return root
+
+
+@pytest.fixture(scope="module")
+def installed(install, python, tmp_path_factory):
+    """Run code with this copy; the cache is the user's."""
+    user = str(tmp_path_factory.mktemp("user"))
+
+    def run(code, **variables):
+        variables = {"XDG_CACHE_HOME": user, "NUMBA_CACHE_DIR": ""} | variables
+        return float(python(code, folders=[str(install)], **variables))
+
+    run.user = Path(user)
+    return run
+
+
+@pytest.mark.parametrize(("code", "before", "file", "old", "new", "after"), EDITS.values(), ids=EDITS)
+def test_an_edit_is_compiled_again(code, before, file, old, new, after, install, installed):
+    assert installed(code) == before
+    source = (install / file).read_text()
+    assert source.count(old) == 1
+    try:
+        (install / file).write_text(source.replace(old, new))
+        assert installed(code) == after
+    finally:
+        (install / file).write_text(source)
+    assert installed(code) == before
+
+
+def test_a_read_only_install_uses_the_cache_of_the_user(install, installed):
+    assert installed(NORM) == 30
+    assert list(installed.user.rglob("*.nbi"))
+    assert not list(install.rglob("*.nb?"))
+
+
+def test_where_nothing_can_be_written_it_still_works(installed, tmp_path):
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    assert installed(NORM, XDG_CACHE_HOME=str(nowhere / "cache"), HOME=str(nowhere)) == 30
+
+
+def test_a_cache_folder_of_ones_own(installed, tmp_path):
+    assert installed(NORM, NUMBA_CACHE_DIR=str(tmp_path)) == 30
+    assert list(tmp_path.rglob("*.nbi"))
+
+
+# ------------------------------------------------------------------ processors
+
+
+def test_code_for_one_processor_is_not_run_on_another(python, tmp_path):
+    """One cache folder may serve several machines."""
+    code = NORM + "\nfrom nbrnn.training import clipping\nfrom nbrnn.kernels import simd\nprint(simd.VECTOR_BYTES)"
+    results = {}
+    for name, variables in {"host": {}, "generic": {"NUMBA_CPU_NAME": "generic"}, "host again": {}}.items():
+        results[name] = python(code, NUMBA_CACHE_DIR=str(tmp_path), **variables).split()
+    assert results["host"] == results["host again"]
+    assert results["host"][0] == results["generic"][0] == "30.0"
