@@ -1,7 +1,5 @@
 """Register tiles against NumPy: every number of rows and columns, and bits that no neighbour changes."""
 
-from functools import lru_cache
-
 import numba
 import numpy as np
 import pytest
@@ -20,25 +18,25 @@ COMPILE = {**OPTIONS, "cache": False}
 # ------------------------------------------------------------------ the kernels, on arrays
 
 
-@lru_cache(None)
+@numba.njit(**COMPILE)
+def run_product(kernel, a, b, depth, start, ld_start, c, rows, columns):
+    lda, ldc = a.shape[1], c.shape[1]
+    a, b, start, c = pointer(a, 0), pointer(b, 0), pointer(start, 0), pointer(c, 0)
+    tiles.product(kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, columns)
+
+
+@numba.njit(**COMPILE)
+def run_outer(kernel, a, first, b, depth, c, rows, columns):
+    lda, ldb, ldc = a.shape[1], b.shape[1], c.shape[1]
+    tiles.outer(kernel, pointer(a, first), lda, pointer(b, 0), ldb, depth, pointer(c, 0), ldc, rows, columns)
+
+
 def product_of(vectors):
-    @numba.njit(**COMPILE)
-    def product(a, b, depth, start, ld_start, c, rows, columns):
-        lda, ldc = a.shape[1], c.shape[1]
-        a, b, start, c = pointer(a, 0), pointer(b, 0), pointer(start, 0), pointer(c, 0)
-        tiles.product(vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns)
-
-    return product
+    return lambda a, *args: run_product(tiles.product_kernel(vectors, a.dtype), a, *args)
 
 
-@lru_cache(None)
 def outer_of(vectors):
-    @numba.njit(**COMPILE)
-    def outer(a, first, b, depth, c, rows, columns):
-        lda, ldb, ldc = a.shape[1], b.shape[1], c.shape[1]
-        tiles.outer(vectors, pointer(a, first), lda, pointer(b, 0), ldb, depth, pointer(c, 0), ldc, rows, columns)
-
-    return outer
+    return lambda a, *args: run_outer(tiles.outer_kernel(vectors, a.dtype), a, *args)
 
 
 def normal(*shape, dtype, seed=0):

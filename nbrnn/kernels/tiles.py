@@ -71,7 +71,7 @@ def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, 
 
 @intrinsic
 def outer(typingctx, kernel, a, lda, b, ldb, depth, c, ldc, rows, columns):
-    """C[:rows, :columns] += A.T @ B, A[depth, rows] with the row stride `lda`, B[depth, panel] with `ldb`."""
+    """C[:rows, :columns] += A.T @ B, A[depth, rows] and B[depth, panel] strided, with the kernel of `outer_kernel`."""
 
     def codegen(context, builder, sig, args):
         kernel, a, lda, b, ldb, depth, c, ldc, *rest = args
@@ -95,9 +95,9 @@ def product_kernel(vectors: int, dtype: object) -> int:
     return _kernel("product", vectors, np.dtype(dtype).name).address
 
 
-def outer_kernel(dtype: object) -> int:
-    """The address of the kernel for weight gradients, on panels of `VECTORS` vectors."""
-    return _kernel("outer", VECTORS, np.dtype(dtype).name).address
+def outer_kernel(vectors: int, dtype: object) -> int:
+    """The address of the kernel for weight gradients, on panels of `vectors` vectors."""
+    return _kernel("outer", vectors, np.dtype(dtype).name).address
 
 
 @cache

@@ -172,7 +172,7 @@ class Direction:
 
     def _weight_gradients(self, dgates: np.ndarray, tape: Tape, dweights: Weights) -> None:
         """Everything time-parallel: dW = dgates.T @ inputs."""
-        x, y, packing, kernel = tape.x, read_only(tape.y), self.packing, outer_kernel(self.dtype)
+        x, y, packing, kernel = tape.x, read_only(tape.y), self.packing, outer_kernel(VECTORS, self.dtype)
         dgates = read_only(dgates)
         ignored = np.empty(len(dweights.weight_hh), self.dtype)
         dbias_ih = ignored if dweights.bias_ih is None else dweights.bias_ih

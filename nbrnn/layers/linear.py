@@ -84,7 +84,7 @@ class Linear(Module):
             run(
                 gemm.gradient,
                 shards,
-                outer_kernel(self.dtype),
+                outer_kernel(VECTORS, self.dtype),
                 rows,
                 x,
                 0,
