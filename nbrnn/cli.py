@@ -41,7 +41,7 @@ DEFAULTS = {
     "hidden": 256,
     "layers": 1,
     "embedding": 0,
-    "dropout": 0.3,
+    "dropout": 0.4,
     "dtype": "float32",
     "level": "char",
     "validation": 0.1,
@@ -259,11 +259,11 @@ def _introduce(run: Run) -> None:
     """Say what is going to be trained on what."""
     from nbrnn.kernels.jit import get_num_threads
 
-    model, settings = run.model, run.settings
+    model, corpus, settings = run.model, run.corpus, run.settings
     layers = f"{settings['layers']} layers" if settings["layers"] > 1 else "1 layer"
     rows = {
-        "text": f"{run.name}, {len(run.text) + len(run.held_out):,} characters",
-        "held out": f"the last {len(run.held_out):,} characters",
+        "text": f"{corpus.name}, {len(corpus.text) + len(corpus.held_out):,} characters",
+        "held out": f"the last {len(corpus.held_out):,} characters",
         "vocabulary": f"{len(model.vocabulary):,} {_token(model)}s",
         "network": f"{settings['cell'].upper()}, {layers} of {settings['hidden']} units, "
         f"{model.network.params.flat.size:,} parameters",
@@ -280,10 +280,10 @@ def _conclude(run: Run, out: str) -> None:
     """Compare the model with the baselines, let it write, and say what to do next."""
     from nbrnn.text import Trigram, Unigram
 
-    model = run.model
-    if run.held_out:
-        score, size = model.score(run.held_out), len(model.vocabulary)
-        text, held_out = model.vocabulary.encode(run.text), model.vocabulary.encode(run.held_out)
+    model, corpus = run.model, run.corpus
+    if corpus.held_out:
+        score, size = model.score(corpus.held_out), len(model.vocabulary)
+        text, held_out = model.vocabulary.encode(corpus.text), model.vocabulary.encode(corpus.held_out)
         token = _token(model)
         rows = {
             f"{token} frequencies": Unigram(text, size).perplexity(held_out),
@@ -298,7 +298,7 @@ def _conclude(run: Run, out: str) -> None:
     sample = model.generate("", 400 if model.vocabulary.level == "char" else 100, temperature=TEMPERATURE, seed=0)
     print(f"\n{' a sample ':-^{WIDTH}}\n{_wrapped(sample.strip())}\n{'-' * WIDTH}\n")
     print(f"saved to {out} ({Path(out).stat().st_size / 1e6:.1f} MB); more text:")
-    print(f"  nbrnn generate {shlex.quote(out)} --prompt {shlex.quote(run.text.split()[0] + ' ')}")
+    print(f"  nbrnn generate {shlex.quote(out)} --prompt {shlex.quote(corpus.text.split()[0] + ' ')}")
 
 
 def _note_unknown(model: LanguageModel, score: Score) -> None:

@@ -230,7 +230,7 @@ def test_a_training_that_fails_says_so_in_one_line(folder):
         ("train binary", "binary: expected text, got a binary file"),
         ("train short", "one batch of 32 windows of"),
         ("train text --steps 20 --validation 0.999", "windows of 20 steps needs 641 tokens, got 2"),
-        ("train text --validation 0.001", "validation: expected at least 3 chars held out"),
+        ("train text --steps 20 --validation 0.001", "validation: expected at least 3 chars held out"),
         ("train text --out no/such/folder", "--out: cannot write to no/such/folder (No such file or directory)"),
         ("train text --out .", "--out: expected a file, got the folder ."),
         ("train text --out text", "--out: expected a file of its own"),
@@ -275,3 +275,26 @@ def test_a_reader_that_has_seen_enough_is_no_error(folder, model):
     err = process.stderr.read()
     assert process.wait(timeout=600) == 0, err
     assert err == ""
+
+
+# ------------------------------------------------------------------ examples
+
+
+def example(name, *arguments):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, ROOT / "examples" / name, *arguments]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout
+
+
+def test_the_example_in_numpy_finds_the_fault():
+    out = example("embed_in_numpy.py")
+    usual, largest, where = re.search(r"error ([\d.]+); largest ([\d.]+) at (\d+)", out).groups()
+    assert 3500 <= int(where) <= 3505
+    assert float(largest) > 5 * float(usual)
+
+
+def test_the_example_of_the_book_reads_any_text(folder):
+    # A text of 1,800 characters becomes 1,720 without newlines: windows of 35 steps by 32 rows make one batch an epoch.
+    out = example("time_machine.py", folder / "text", "--cell", "rnn", "--epochs", "2")
+    assert re.search(r"rnn, random windows: perplexity [\d.]+, [\d,]+ tokens/s\n    time traveller", out)
+    assert "rnn, sequential windows" in out

@@ -182,7 +182,7 @@ def test_nothing_beyond_the_arrays_is_read(vectors, dtype):
                 for columns in edges(vectors, dtype):
                     products(depth, rows, columns)
 
-    products(1, 1, 1)  # compile before the fork
+    products(1, 1, P)  # compile before the fork
     assert survives(all_sizes)
 
 

@@ -129,52 +129,69 @@ def gradient(s, shards, kernel, dy, x, offset, ldx, runs, piece, step, dw, db):
     """
     N = dw.shape[1]
     P = VECTORS * lanes_of(pointer(dy, 0))
+    piece, step = (P, P) if piece == 0 else (piece, step)
     blocks = (N + P - 1) // P
     # By rows of dw where there are enough of them, else also by columns.
     parts = 1 if len(runs) >= 2 * shards else min(shards, blocks)
     tasks = len(runs) * parts
-    scratch = np.empty(DEPTH * P, dy.dtype)
-    for task in range(tasks * s // shards, tasks * (s + 1) // shards):
-        column, row, count = runs[task // parts]
-        part = task % parts
-        n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
-        for r in range(row, row + count):
-            _clear(pointer(dw, r * N + n0), n1 - n0)
-        if part == 0:
-            _clear(pointer(db, row), count)
-        for k in range(0, len(dy), DEPTH):
-            depth = min(DEPTH, len(dy) - k)
-            _gather(dy, k, depth, column, count, piece, step, scratch, db, row, part == 0)
+    first, last = tasks * s // shards, tasks * (s + 1) // shards
+    left, right = np.empty((DEPTH, P), dy.dtype), np.empty((blocks, DEPTH, P), dy.dtype)
+    # Block by block of depth, so that all runs find the rows of dy in a near cache that the first one has fetched.
+    for k in range(0, max(1, len(dy)), DEPTH):
+        depth = min(DEPTH, len(dy) - k)
+        if first < last:
+            _gather_panels(x, offset + k * ldx, ldx, depth, N, right)
+        for task in range(first, last):
+            column, row, count = runs[task // parts]
+            part = task % parts
+            n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
+            if k == 0:
+                _clear_rows(dw, row, count, n0, n1)
+                _clear(pointer(db, row), count if part == 0 else 0)
+            _gather(dy, k, depth, column, count, piece, step, left, db, row, part == 0)
             for n in range(n0, n1, P):
-                c, right = pointer(dw, row * N + n), pointer(x, offset + k * ldx + n)
-                outer(kernel, pointer(scratch, 0), P, right, ldx, depth, c, N, count, min(P, n1 - n))
+                c, b = pointer(dw, row * N + n), pointer(right, n * DEPTH)
+                outer(kernel, pointer(left, 0), P, b, P, depth, c, N, count, min(P, n1 - n))
 
 
 @jitable
-def _gather(dy, k, depth, column, count, piece, step, scratch, db, row, sums):
+def _gather_panels(x, offset, ldx, depth, N, out):
+    """Copy some rows of x into panels [blocks, DEPTH, P]: its own rows may lie so that they evict each other."""
+    W, P = lanes_of(pointer(x, 0)), out.shape[2]
+    for n in range(0, N, P):
+        for k in range(depth):
+            for c in range(n, n + P, W):
+                value = load(pointer(x, offset + k * ldx + c), N - c)
+                store(pointer(out, n * DEPTH + k * P + c - n), value, W)
+
+
+@jitable
+def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
     """Copy `count` columns of dy side by side, so that the tile walks through them in order, and add them to db."""
     W = lanes_of(pointer(dy, 0))
     ldy, P = dy.shape[1], VECTORS * W
-    for c in range(0, count, W):
-        at = k * ldy + column + _place(c, piece, step)
-        total = load(pointer(db, row + c), count - c)
-        for m in range(depth):
-            value = load(pointer(dy, at + m * ldy), count - c)
-            store(pointer(scratch, m * P + c), value, W)
-            total += value
-        if sums:
-            store(pointer(db, row + c), total, count - c)
+    for n in range(0, count, piece):
+        for c in range(n, min(n + piece, count), W):
+            at = k * ldy + column + n // piece * step + c - n
+            total = load(pointer(db, row + c), count - c)
+            for m in range(depth):
+                value = load(pointer(dy, at + m * ldy), count - c)
+                store(pointer(out, m * P + c), value, W)
+                total += value
+            if sums:
+                store(pointer(db, row + c), total, count - c)
+
+
+@jitable
+def _clear_rows(dw, row, count, n0, n1):
+    for r in range(row, row + count):
+        _clear(pointer(dw, r * dw.shape[1] + n0), n1 - n0)
 
 
 @jitable
 def _clear(p, count):
     for n in range(0, count, lanes_of(p)):
         store(shift(p, n), 0.0, count - n)
-
-
-@jitable
-def _place(c, piece, step):
-    return c if piece == 0 else c // piece * step + c % piece
 
 
 @sharded
@@ -187,23 +204,31 @@ def token_gradient(s, shards, dy, tokens, runs, piece, step, dw, db):
     N = dw.shape[1]
     W = lanes_of(pointer(dy, 0))
     P = VECTORS * W
-    sums = np.empty((N, P), dy.dtype)
-    for r in range(len(runs) * s // shards, len(runs) * (s + 1) // shards):
-        column, row, count = runs[r]
-        _clear(pointer(sums, 0), N * P)
-        _clear(pointer(db, row), count)
-        for c in range(0, count, W):
-            at = column + _place(c, piece, step)
-            total = load(pointer(db, row + c), count - c)
-            for m in range(M):
-                value = load(pointer(dy, m * ldy + at), count - c)
-                cell = pointer(sums, tokens[m] * P + c)
-                store(cell, load(cell, W) + value, W)
-                total += value
-            store(pointer(db, row + c), total, count - c)
+    piece = P if piece == 0 else piece
+    first, last = len(runs) * s // shards, len(runs) * (s + 1) // shards
+    sums = np.empty((last - first, N, P), dy.dtype)
+    _clear(pointer(sums, 0), sums.size)
+    # Where each vector of each run stands in a row of dy.
+    places = np.empty((last - first, VECTORS), np.int64)
+    for r in range(first, last):
+        for v in range(VECTORS):
+            places[r - first, v] = runs[r, 0] + v * W // piece * step + v * W % piece
+    for m in range(M):
+        token = tokens[m]
+        for r in range(last - first):
+            count, one = runs[first + r, 2], pointer(sums, (r * N + token) * P)
+            for v in range((count + W - 1) // W):
+                value = load(pointer(dy, m * ldy + places[r, v]), count - v * W)
+                store(shift(one, v * W), load(shift(one, v * W), W) + value, W)
+    for r in range(first, last):
+        _, row, count = runs[r]
         for c in range(count):
-            for n in range(N):
-                dw[row + c, n] = sums[n, c]
+            total = sums[r - first, 0, c]
+            dw[row + c, 0] = total
+            for n in range(1, N):
+                dw[row + c, n] = sums[r - first, n, c]
+                total += sums[r - first, n, c]
+            db[row + c] = total
 
 
 @sharded

@@ -92,23 +92,24 @@ def _call_kernel(builder, kernel, args):
 
 def product_kernel(vectors: int, dtype: object) -> int:
     """The address of the kernel for panels of `vectors` vectors."""
-    return _kernel("product", vectors, np.dtype(dtype).name).address
+    return _kernel("product", vectors, dtype).address
 
 
 def outer_kernel(vectors: int, dtype: object) -> int:
     """The address of the kernel for weight gradients, on panels of `vectors` vectors."""
-    return _kernel("outer", vectors, np.dtype(dtype).name).address
+    return _kernel("outer", vectors, dtype).address
 
 
 @cache
-def _kernel(kind: str, vectors: int, dtype: str) -> Any:
+def _kernel(kind: str, vectors: int, dtype: object) -> Any:
     """A kernel, compiled or from the cache; whoever calls it by its address keeps it alive here."""
-    transposed, n, p = int(kind == "outer"), types.intp, types.CPointer(getattr(types, dtype))
+    name = np.dtype(dtype).name
+    transposed, n, p = int(kind == "outer"), types.intp, types.CPointer(getattr(types, name))
 
     def kernel(a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns):
         _panel(transposed, vectors, a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns)
 
-    return native(kernel, types.void(p, n, p, n, n, p, n, p, n, n, n), f"{kind}-{dtype}-{vectors}")
+    return native(kernel, types.void(p, n, p, n, n, p, n, p, n, n, n), f"{kind}-{name}-{vectors}")
 
 
 @intrinsic(prefer_literal=True)

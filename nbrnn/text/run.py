@@ -26,8 +26,8 @@ from nbrnn.training.trainer import Trainer
 
 # Each with the learning rate that suits a language model.
 OPTIMIZERS = {
-    "adam": (Adam, 0.004),
-    "adamw": (AdamW, 0.004),
+    "adam": (Adam, 0.006),
+    "adamw": (AdamW, 0.006),
     "rmsprop": (RMSprop, 0.002),
     "adagrad": (Adagrad, 0.05),
     "sgd": (SGD, 1.0),
@@ -36,33 +36,53 @@ OPTIMIZERS = {
 MIN_FREQUENCY = {"char": 1, "word": 2}
 
 
-class Run:
-    """A training of a language model and where it stands.
+class Corpus:
+    """The text of a training: where it is, a hash of it, and its two parts.
 
-    Made by `new` or `resume`.
+    Parameters
+    ----------
+    paths : sequence of str
+        Text files; none stands for the Python language reference.
+    validation : float
+        The share of the text, at its end, that is held out.
 
     Attributes
     ----------
-    settings : dict
-        The settings of `new`.
     name : str
         What the text is called.
+    digest : str
     text, held_out : str
-        The part to learn from, and the end of the text that validates.
-    model : LanguageModel
-    trainer : Trainer
+
+    Raises
+    ------
+    ValueError
+        A file cannot be read.
     """
 
-    def __init__(self, settings: Mapping[str, Any], paths: Sequence[str]):
-        self.settings = dict(settings)
+    def __init__(self, paths: Sequence[str], validation: float):
         self.paths = [os.path.abspath(path) for path in paths]
         self.name = ", ".join(Path(path).name for path in paths) or "the Python language reference"
         whole = read_texts(paths) if paths else language_reference()
         self.digest = hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
-        cut = len(whole) - round(len(whole) * settings["validation"])
+        cut = len(whole) - round(len(whole) * validation)
         self.text, self.held_out = whole[:cut], whole[cut:]
-        self.model: LanguageModel
-        self.trainer: Trainer
+
+
+class Run:
+    """A training of a language model, wherever it stands; made by `new` or `resume`.
+
+    Parameters
+    ----------
+    settings : mapping
+        See `new`.
+    corpus : Corpus
+    model : LanguageModel
+    trainer : Trainer
+        Of the model's network.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], corpus: Corpus, model: LanguageModel, trainer: Trainer):
+        self.settings, self.corpus, self.model, self.trainer = dict(settings), corpus, model, trainer
 
     @classmethod
     def new(cls, settings: Mapping[str, Any], paths: Sequence[str]) -> Run:
@@ -82,10 +102,13 @@ class Run:
         ValueError
             A file cannot be read, the text is too short, or a setting is out of its range.
         """
-        run = cls(settings, paths)
-        level, kind, lr = settings["level"], *OPTIMIZERS[settings["optimizer"]]
-        vocabulary = Vocabulary.from_text(run.text, level, MIN_FREQUENCY[level])
-        run.model = LanguageModel(
+        corpus = Corpus(paths, settings["validation"])
+        level = settings["level"]
+        vocabulary = Vocabulary.from_text(corpus.text, level, MIN_FREQUENCY[level])
+        batches = len(_batches(settings, corpus, vocabulary))
+        if corpus.held_out and vocabulary.encode(corpus.held_out).size < 3:
+            raise ValueError(f"validation: expected at least 3 {level}s held out, got {corpus.held_out!r}")
+        model = LanguageModel(
             vocabulary,
             cell=settings["cell"],
             hidden_size=settings["hidden"],
@@ -95,17 +118,15 @@ class Run:
             dtype=settings["dtype"],
             seed=settings["seed"],
         )
-        batches = len(run._batches())
-        if run.held_out and vocabulary.encode(run.held_out).size < 3:
-            raise ValueError(f"validation: expected at least 3 {level}s held out, got {run.held_out!r}")
-        run.trainer = Trainer(
-            run.model.network,
+        optimizer, lr = OPTIMIZERS[settings["optimizer"]]
+        trainer = Trainer(
+            model.network,
             CrossEntropy(),
-            kind(lr if settings["lr"] is None else settings["lr"]),
+            optimizer(lr if settings["lr"] is None else settings["lr"]),
             clip_norm=settings["clip"] or None,
             schedule=Cosine(settings["epochs"] * batches) if settings["schedule"] == "cosine" else None,
         )
-        return run
+        return cls(settings, corpus, model, trainer)
 
     @classmethod
     def resume(cls, path: str, paths: Sequence[str] = ()) -> Run:
@@ -126,20 +147,15 @@ class Run:
         arrays, meta = load_checkpoint(path)
         try:
             model = LanguageModel.from_checkpoint(arrays, meta)
-            if "run" not in meta["extra"]:
+            known = meta["extra"].get("run")
+            if known is None:
                 raise CheckpointError("a model without the state of its training, which cannot be resumed")
-            known = meta["extra"]["run"]
-            run = cls(known["settings"], paths or known["texts"])
-            if run.digest != known["digest"]:
-                raise CheckpointError(f"was trained on another text than {run.name} is now")
-            run.model, run.trainer = model, Trainer.resume(model.network, arrays, meta)
+            corpus = Corpus(paths or known["texts"], known["settings"]["validation"])
+            if corpus.digest != known["digest"]:
+                raise CheckpointError(f"was trained on another text than {corpus.name} is now")
+            return cls(known["settings"], corpus, model, Trainer.resume(model.network, arrays, meta))
         except CheckpointError as error:
             raise CheckpointError(f"{path}: {error}") from None
-        return run
-
-    def _batches(self) -> SequentialWindows:
-        tokens = self.model.vocabulary.encode(self.text)
-        return SequentialWindows(tokens, self.settings["steps"], self.settings["batch"], seed=self.settings["seed"])
 
     def fit(self, out: str, callbacks: Sequence[Callback] = ()) -> History:
         """Train to the end of the last epoch or until Ctrl-C, and save after every epoch and at the end.
@@ -150,14 +166,20 @@ class Run:
             The file to save to: a model for `LanguageModel.load`, a training for `resume`.
         callbacks : sequence of Callback, optional
         """
-        run = {"settings": self.settings, "texts": self.paths, "digest": self.digest}
+        settings, corpus, vocabulary = self.settings, self.corpus, self.model.vocabulary
+        run = {"settings": settings, "texts": corpus.paths, "digest": corpus.digest}
         saving = Checkpointing(out, extra={"language_model": self.model.config(), "run": run})
         validation = None
-        if self.held_out:
-            tokens = self.model.vocabulary.encode(self.held_out)
-            validation = validation_windows(tokens, self.settings["steps"], self.settings["batch"])
-        left = max(0, self.settings["epochs"] - self.trainer.epoch)
-        history = self.trainer.fit(self._batches(), left, validation, [*callbacks, saving])
+        if corpus.held_out:
+            validation = validation_windows(vocabulary.encode(corpus.held_out), settings["steps"], settings["batch"])
+        left = max(0, settings["epochs"] - self.trainer.epoch)
+        batches = _batches(settings, corpus, vocabulary)
+        history = self.trainer.fit(batches, left, validation, [*callbacks, saving])
         if not left:
             saving.save(self.trainer)
         return history
+
+
+def _batches(settings: Mapping[str, Any], corpus: Corpus, vocabulary: Vocabulary) -> SequentialWindows:
+    tokens = vocabulary.encode(corpus.text)
+    return SequentialWindows(tokens, settings["steps"], settings["batch"], seed=settings["seed"])

@@ -136,7 +136,7 @@ class Optimizer(Configured):
             raise ValueError(f"state: expected the vectors {sorted(expected)}, got {sorted(vectors)}")
         for name, vector in vectors.items():
             first = next(iter(vectors.values()))
-            if not isinstance(vector, np.ndarray) or vector.dtype.name not in FLOATS or vector.ndim != 1:
+            if not isinstance(vector, np.ndarray) or vector.dtype not in FLOATS or vector.ndim != 1:
                 raise TypeError(f"{name}: expected a vector of float32 or float64")
             if vector.shape != first.shape or vector.dtype != first.dtype or not np.isfinite(vector).all():
                 raise ValueError(f"{name}: expected {first.size} finite values of {first.dtype}")
@@ -146,7 +146,7 @@ class Optimizer(Configured):
 
 def _check_vectors(params: Any, grads: Any) -> None:
     for name, vector in (("flat_params", params), ("flat_grads", grads)):
-        if not isinstance(vector, np.ndarray) or vector.dtype.name not in FLOATS:
+        if not isinstance(vector, np.ndarray) or vector.dtype not in FLOATS:
             got = vector.dtype if isinstance(vector, np.ndarray) else type(vector).__name__
             raise TypeError(f"{name}: expected a vector of float32 or float64, got {got}")
         if vector.ndim != 1 or not vector.flags.c_contiguous:
