@@ -74,13 +74,14 @@ def pack_columns(s, shards, weight, order, out):
     weight: [R, N]; order: [K]; out: [J, K, P] with J P >= N, filled up with zeros.
     """
     J, K, P = out.shape
-    N = weight.shape[1]
+    N, W = weight.shape[1], lanes_of(pointer(out, 0))
     for j in range(J * s // shards, J * (s + 1) // shards):
-        columns = min(P, N - j * P)
         for k in range(K):
             row = order[k]
-            for c in range(P):
-                out[j, k, c] = weight[row, j * P + c] if row >= 0 and c < columns else 0.0
+            for c in range(0, P, W):
+                there = N - j * P - c if row >= 0 else 0
+                value = load(pointer(weight, max(row, 0) * N + j * P + c), there)
+                store(pointer(out, (j * K + k) * P + c), value, W)
 
 
 # ------------------------------------------------------------------ rows by panels
@@ -151,7 +152,7 @@ def gradient(s, shards, kernel, dy, x, offset, ldx, runs, piece, step, dw, db):
             _gather(dy, k, depth, column, count, piece, step, left, db, row, part == 0)
             for n in range(n0, n1, P):
                 c, b = pointer(dw, row * N + n), pointer(right, n * DEPTH)
-                outer(kernel, pointer(left, 0), P, b, P, depth, c, N, count, min(P, n1 - n))
+                outer(kernel, pointer(left, 0), P, b, depth, c, N, count, min(P, n1 - n))
 
 
 @jitable

@@ -1,7 +1,7 @@
 """Products in register tiles: the micro-kernels that everything fast is made of.
 
 `product`   C[rows, N] = start + A[rows, depth] @ B     B is a packed panel [depth, N]
-`outer`     C[rows, N] += A[depth, rows].T @ B          A is packed [depth, N], B is strided rows of an array
+`outer`     C[rows, N] += A[depth, rows].T @ B          the same of A's columns, for weight gradients
 
 N is the panel's width, `panel_width(vectors, dtype)`: some vectors of the host. A tile of C, a few rows by a few
 vectors, stays in registers over the whole depth. Each element of C is one chain of fused multiply-adds in the order
@@ -61,8 +61,7 @@ def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, 
     """
 
     def codegen(context, builder, sig, args):
-        kernel, a, lda, b, *rest = args
-        _call_kernel(builder, kernel, [a, lda, b, INT(0), *rest])
+        _call_kernel(builder, *args)
         return context.get_dummy_value()
 
     n = types.intp
@@ -70,19 +69,19 @@ def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, 
 
 
 @intrinsic
-def outer(typingctx, kernel, a, lda, b, ldb, depth, c, ldc, rows, columns):
-    """C[:rows, :columns] += A.T @ B, A[depth, rows] and B[depth, panel] strided, with the kernel of `outer_kernel`."""
+def outer(typingctx, kernel, a, lda, b, depth, c, ldc, rows, columns):
+    """C[:rows, :columns] += A.T @ B for one packed panel B, A[depth, rows], with the kernel of `outer_kernel`."""
 
     def codegen(context, builder, sig, args):
-        kernel, a, lda, b, ldb, depth, c, ldc, *rest = args
-        _call_kernel(builder, kernel, [a, lda, b, ldb, depth, c, ldc, c, ldc, *rest])
+        kernel, a, lda, b, depth, c, ldc, rows, columns = args
+        _call_kernel(builder, kernel, a, lda, b, depth, c, ldc, c, ldc, rows, columns)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(types.uintp, a, n, b, n, n, c, n, n, n), codegen
+    return types.void(types.uintp, a, n, b, n, c, n, n, n), codegen
 
 
-def _call_kernel(builder, kernel, args):
+def _call_kernel(builder, kernel, *args):
     signature = ir.FunctionType(ir.VoidType(), [arg.type for arg in args])
     builder.call(builder.inttoptr(kernel, signature.as_pointer()), args)
 
@@ -106,21 +105,20 @@ def _kernel(kind: str, vectors: int, dtype: object) -> Any:
     name = np.dtype(dtype).name
     transposed, n, p = int(kind == "outer"), types.intp, types.CPointer(getattr(types, name))
 
-    def kernel(a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns):
-        _panel(transposed, vectors, a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns)
+    def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+        _panel(transposed, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns)
 
-    return native(kernel, types.void(p, n, p, n, n, p, n, p, n, n, n), f"{kind}-{name}-{vectors}")
+    return native(kernel, types.void(p, n, p, n, p, n, p, n, n, n), f"{kind}-{name}-{vectors}")
 
 
 @intrinsic(prefer_literal=True)
-def _panel(typingctx, transposed, vectors, a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns):
+def _panel(typingctx, transposed, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
     """Emit a kernel; `transposed` and `vectors` are literals."""
 
     def codegen(context, builder, sig, args):
-        _, _, a, lda, b, ldb, depth, start, ld_start, c, ldc, rows, columns = args
+        _, _, a, lda, b, depth, start, ld_start, c, ldc, rows, columns = args
         vector = vector_type(sig.args[2].dtype)
-        if not transposed.literal_value:
-            ldb = INT(vectors.literal_value * vector.count)
+        ldb = INT(vectors.literal_value * vector.count)
         first = 0
         for group in column_groups(vectors.literal_value):
             at = INT(first * vector.count)
@@ -132,7 +130,7 @@ def _panel(typingctx, transposed, vectors, a, lda, b, ldb, depth, start, ld_star
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(transposed, vectors, a, n, b, n, n, start, n, c, n, n, n), codegen
+    return types.void(transposed, vectors, a, n, b, n, start, n, c, n, n, n), codegen
 
 
 # ------------------------------------------------------------------ code generation
@@ -233,7 +231,7 @@ class _Tile:
         line = builder.gep(b, [builder.mul(k, self.ldb)])
         at = [builder.gep(line, [INT(v * vector.count)]) for v in range(self.vectors)]
         columns = [emit_load(builder, p, vector) for p in at]
-        if not self.transposed:
+        if not self.transposed:  # whose panel has just been packed
             # The panel is read once, from the second cache or farther: ask for it in time.
             for p in at:
                 _prefetch(builder, builder.gep(p, [builder.mul(self.ldb, INT(PREFETCH))]))
