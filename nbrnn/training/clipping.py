@@ -7,8 +7,7 @@ import math
 import numpy as np
 
 from nbrnn.kernels.jit import run, sharded
-from nbrnn.kernels.simd import lane_sum, lanes_of, load, pointer
-from nbrnn.training.lanes import squares
+from nbrnn.kernels.simd import lane_sum, lanes_of, load, pointer, squares
 
 BLOCK = 1 << 14  # elements that are summed in one chain, whatever the number of threads
 

@@ -19,10 +19,9 @@ import numpy as np
 
 from nbrnn.kernels.activations import exp
 from nbrnn.kernels.jit import compiled, jitable, run, sharded
-from nbrnn.kernels.simd import lane_max, lane_sum, lanes_of, load, pointer, shift, store, where_less
+from nbrnn.kernels.simd import fill_behind, lane_max, lane_sum, lanes_of, load, pointer, shift, store, where_less
 from nbrnn.layers.module import FLOATS, check_floats
 from nbrnn.training.config import Configured, build
-from nbrnn.training.lanes import fill_behind
 
 SHARD = 1 << 16  # logits that are worth a thread
 
@@ -250,7 +249,7 @@ def _check_output(y: Any) -> np.ndarray:
     """`y` C-contiguous in native byte order, or a clear error."""
     if not isinstance(y, np.ndarray):
         raise TypeError(f"y: expected a NumPy array, got {type(y).__name__}")
-    if y.dtype not in FLOATS:
+    if y.dtype.name not in FLOATS:
         raise TypeError(f"y: expected float32 or float64 values, got {y.dtype}")
     return np.asarray(y, y.dtype.name, order="C")
 

@@ -17,10 +17,9 @@ import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from nbrnn.kernels.jit import compiled, jitable, run
-from nbrnn.kernels.simd import lanes_of, load, load_many, pointer, store, store_many
+from nbrnn.kernels.simd import lanes_of, load, load_many, pointer, sqrt, store, store_many
 from nbrnn.layers.module import FLOATS
 from nbrnn.training.config import Configured, build, check_number
-from nbrnn.training.lanes import sqrt
 
 SHARD = 1 << 16  # parameters that are worth a thread
 
