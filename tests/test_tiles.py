@@ -13,7 +13,7 @@ from nbrnn.kernels.tiles import column_groups, panel_width, rows_per_tile
 VECTORS = pytest.mark.parametrize("vectors", [1, 2, 3, 4, 5])
 ROWS = range(1, 21)
 DEPTHS = (0, 1, 2, 7, 65)
-COMPILE = {**OPTIONS, "cache": False}
+COMPILE = OPTIONS
 
 # ------------------------------------------------------------------ the kernels, on arrays
 

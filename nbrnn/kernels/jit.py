@@ -31,7 +31,7 @@ from numba.extending import overload
 
 # Contraction, signed zeros and reciprocals only: NaN and infinity keep their meaning, sums keep their order.
 FASTMATH = {"contract", "nsz", "arcp"}
-OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy", "nogil": True, "cache": True}
+OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
 
 
 def _stamp() -> str:
@@ -44,6 +44,16 @@ def _stamp() -> str:
 
 
 STAMP = _stamp()
+
+
+def stamp_of(*functions: Callable) -> str:
+    """A hash of the files that define some functions, such as the equations of a cell outside the package."""
+    digest = hashlib.blake2b(digest_size=6)
+    for file in sorted({function.__code__.co_filename for function in functions}):
+        digest.update(Path(file).read_bytes() if Path(file).is_file() else file.encode())
+    for function in functions:
+        digest.update(function.__qualname__.encode() + function.__code__.co_code)
+    return digest.hexdigest()
 
 
 def jitable(function: Callable) -> Callable:
@@ -59,14 +69,21 @@ def jitable(function: Callable) -> Callable:
 def compiled(function: Callable, *, tag: str = "", parallel: bool = False) -> Callable:
     """An entry that Python calls, compiled at its first call for each signature and cached on disk."""
     function.__qualname__ = "-".join(filter(None, [function.__qualname__, tag, STAMP]))
-    return numba.njit(function, parallel=parallel, **OPTIONS)
+    return _cached(lambda options: numba.njit(function, parallel=parallel, nogil=True, **options))
 
 
 def native(function: Callable, signature: Any, tag: str) -> Any:
     """A function that compiled code calls by its address (`.address`), compiled once for all its callers and cached."""
     function.__qualname__ = f"{function.__qualname__}-{tag}-{STAMP}"
-    options = {name: value for name, value in OPTIONS.items() if name != "nogil"}
-    return numba.cfunc(signature, **options)(function)
+    return _cached(lambda options: numba.cfunc(signature, **options)(function))
+
+
+def _cached(compile: Callable) -> Any:
+    """Compile with the cache on disk, or without one where no folder can be written to."""
+    try:
+        return compile(OPTIONS | {"cache": True})
+    except RuntimeError:
+        return compile(OPTIONS)
 
 
 def sharded(function: Callable) -> Callable:
@@ -83,7 +100,8 @@ def sharded(function: Callable) -> Callable:
             for s in numba.prange(shards):
                 shard(s, shards, *args)
 
-    function.entry = compiled(entry, tag=function.__name__, parallel=True)
+    tag = f"{function.__name__}-{stamp_of(function)}"
+    function.entry = compiled(entry, tag=tag, parallel=True)
     return function
 
 

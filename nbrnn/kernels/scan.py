@@ -32,7 +32,7 @@ from typing import Any
 import numba
 
 from nbrnn.kernels.barrier import join, meet
-from nbrnn.kernels.jit import compiled, jitable
+from nbrnn.kernels.jit import compiled, jitable, stamp_of
 from nbrnn.kernels.simd import lanes_of, load, load_many, pointer, shift, store, store_many, store_padded, width
 from nbrnn.kernels.tiles import VECTORS, product
 
@@ -94,7 +94,8 @@ def compile_scan(name: str, layout: Layout, forward: Callable, backward: Callabl
             for s in numba.prange(shards):
                 _backward(s, shards, backward, S, U, REC, N, args)
 
-    return compiled(forward_scan, tag=name, parallel=True), compiled(backward_scan, tag=name, parallel=True)
+    tag = f"{name}-{stamp_of(forward, backward)}"
+    return compiled(forward_scan, tag=tag, parallel=True), compiled(backward_scan, tag=tag, parallel=True)
 
 
 # ------------------------------------------------------------------ forward

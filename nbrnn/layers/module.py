@@ -141,6 +141,10 @@ class Module:
         params.flat[:] = self.params.flat
         self.params = params
 
+    def leaves(self) -> list[Module]:
+        """The modules that hold the parameters: itself, or those that it consists of."""
+        return [self]
+
     def generators(self) -> list[np.random.Generator]:
         """The random generators that calls of `vjp` draw from, in a fixed order."""
         return []
@@ -193,7 +197,7 @@ def check_dtype(dtype: Any) -> np.dtype:
         result = np.dtype(dtype)
     except TypeError:
         result = None
-    if result not in FLOATS:
+    if result is None or result not in FLOATS:  # None alone would stand for float64
         raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
     return result
 

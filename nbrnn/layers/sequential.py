@@ -42,7 +42,7 @@ class Sequential(Module):
         for n, module in enumerate(modules):
             if not isinstance(module, Module):
                 raise TypeError(f"module {n}: expected a module, got {type(module).__name__}")
-            if any(module is other for other in modules[:n]):
+            if {id(leaf) for leaf in module.leaves()} & {id(leaf) for m in modules[:n] for leaf in m.leaves()}:
                 raise ValueError(f"module {n}: expected each module once, got one that stands earlier too")
             if module.dtype != modules[0].dtype:
                 raise ValueError(f"module {n}: expected dtype {modules[0].dtype}, got {module.dtype}")
@@ -93,6 +93,9 @@ class Sequential(Module):
 
     def config(self) -> dict[str, Any]:
         return {"modules": [[type(module).__name__, module.config()] for module in self.modules]}
+
+    def leaves(self) -> list[Module]:
+        return [leaf for module in self.modules for leaf in module.leaves()]
 
     def generators(self) -> list[np.random.Generator]:
         return [rng for module in self.modules for rng in module.generators()]
