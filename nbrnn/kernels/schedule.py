@@ -8,6 +8,7 @@ units    each thread takes some hidden units of every step, and all meet after e
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nbrnn.kernels.jit import get_num_threads, threading_layer
 
@@ -50,6 +51,7 @@ class Schedule:
         return self.kind == "units"
 
 
+@lru_cache(maxsize=1024)
 def choose(T: int, B: int, step_work: int, weights: int, panels: int, threads: int, layer: str) -> Schedule:
     """The schedule of a scan.
 
