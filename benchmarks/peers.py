@@ -36,7 +36,7 @@ WORK = ("train", "infer", "step")
 CELLS = ("LSTM", "GRU", "RNN")
 
 
-# ------------------------------------------------------------------ engines: a case in, a function without arguments out
+# ------------------------------------------------------------------ engines: a function for every case
 
 
 def nbrnn_case(work, cell, shape, dtype, threads):
