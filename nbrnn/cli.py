@@ -365,8 +365,8 @@ def _info(options: argparse.Namespace) -> int:
     # Numba keeps a function's code in a folder that belongs to the file of its source.
     modules = [module for name, module in sys.modules.items() if name.startswith("nbrnn.")]
     entries = [getattr(value, "entry", value) for module in modules for value in vars(module).values()]
-    folders = {entry.stats.cache_path for entry in entries if isinstance(entry, Dispatcher)}
-    files = [file.stat().st_size for folder in folders for file in Path(folder).glob("*.nb[ci]")]
+    kept = os.path.commonpath({entry.stats.cache_path for entry in entries if isinstance(entry, Dispatcher)})
+    files = [file.stat().st_size for file in Path(kept).rglob("*.nb[ci]")]
     rows = {
         "nbrnn": nbrnn.__version__,
         "Python": platform.python_version(),
@@ -377,7 +377,7 @@ def _info(options: argparse.Namespace) -> int:
         "vectors": f"{simd.instruction_set()}, {simd.VECTOR_BYTES} bytes",
         "threads": f"{jit.get_num_threads()} ({jit.threading_layer()})",
         "compiled code": f"{sum(files) / 1e6:.1f} MB in {len(files)} files",
-        "kept in": os.path.commonpath(folders),
+        "kept in": kept,
     }
     for name, value in rows.items():
         print(f"{name:<15}{value}")
