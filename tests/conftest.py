@@ -1,6 +1,7 @@
 """What all tests share: threads are put back, Hypothesis has no clock, and a fresh Python process is one call."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,3 +43,8 @@ def python():
         return process.stdout
 
     return run
+
+
+def pytest_configure(config):
+    """Listen to Ctrl-C, which some tests send: a runner in the background may have told its children to ignore it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
