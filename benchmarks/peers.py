@@ -180,7 +180,7 @@ def compare(engines, case, rounds):
     times = {engine.name: [] for engine in able}
     for _ in range(rounds):
         for engine in able:
-            time.sleep(0.01)  # the last engine's threads stop spinning
+            time.sleep(0.05)  # the last engine's threads stop spinning
             times[engine.name] += engine.ask(seconds=0.08)
     return {name: (1e3 * min(t), 1e3 * sorted(t)[len(t) // 2]) for name, t in times.items()}
 
@@ -188,7 +188,7 @@ def compare(engines, case, rounds):
 # ------------------------------------------------------------------ the table
 
 
-def print_table(work, cells, engines, dtype, threads, rounds):
+def print_table(work, cells, shapes, engines, dtype, threads, rounds):
     """One Markdown table; the ratios of the fastest other engine to nbrnn, by best and median."""
     names = [engine.name for engine in engines]
     print(f"\n{work}, {dtype}, {threads} threads: best (median) in ms\n")
@@ -196,7 +196,7 @@ def print_table(work, cells, engines, dtype, threads, rounds):
     print("| --- |" + " ---: |" * (len(names) + 2))
     for cell in cells:
         ratios = []
-        for shape in [D2L] if work == "step" else SHAPES:
+        for shape in shapes:
             found = compare(engines, (work, cell, shape, dtype, threads), rounds)
             columns = ["{:.2f} ({:.2f})".format(*found[name]) if name in found else "-" for name in names]
             ours = found.pop("nbrnn")
@@ -218,10 +218,17 @@ def geometric_mean(values):
     return product ** (1.0 / len(values))
 
 
+def shape_of(text):
+    """The numbers of T,B,I,H."""
+    T, B, I, H = (int(part) for part in text.split(","))
+    return T, B, I, H
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
+    parser.add_argument("--shapes", nargs="+", type=shape_of, metavar="T,B,I,H")
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], help="default: those installed")
@@ -237,7 +244,8 @@ def main():
     engines = [Engine(name) for name in ("nbrnn", *others)]
     for work in args.work:
         able = [e for e in engines if work == "infer" or e.name != "onnxruntime"]
-        print_table(work, args.cells, able, args.dtype, args.threads, args.rounds)
+        shapes = args.shapes or ([D2L] if work == "step" else SHAPES)
+        print_table(work, args.cells, shapes, able, args.dtype, args.threads, args.rounds)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ SIZES = (1, 7, 33, 100, 1000)
 SHAPES = [(size, 5, 9) for size in SIZES] + [(6, size, 40) for size in SIZES] + [(7, 11, size) for size in SIZES]
 SHAPE = pytest.mark.parametrize(("M", "K", "N"), SHAPES, ids=str)
 SHARDS = (1, 2, 5)
-KERNELS = {gemm.multiply: product_kernel, gemm.gradient: outer_kernel}
+KERNELS = {gemm.multiply: product_kernel, gemm.gradient: outer_kernel, gemm.gradient_with_tokens: outer_kernel}
 
 
 def on_shards(function, make_outputs, *args):
@@ -181,10 +181,12 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
     # The second slot goes to the rows of the third block, the last slot to those of the first.
     places = {2: 1, 0: 2}
     runs = np.concatenate([gemm.runs_of(H, dtype, block * H, slot * U, U, slots * U) for block, slot in places.items()])
-    outputs = untouched((3 * H, N), 3 * H, dtype=dtype)
+    shapes = (3 * H, N), 3 * H
+    outputs = untouched(*shapes, dtype=dtype)
     floats = on_shards(gemm.gradient, outputs, dy, x[None], 0, N, runs, U, slots * U)
-    ids = on_shards(gemm.token_gradient, outputs, dy, tokens, runs, U, slots * U)
-    for (dw, db), right in ((floats, x), (ids, np.eye(N)[tokens])):
+    args = dy, x[None], 0, N, runs, U, slots * U, tokens, runs
+    both = on_shards(gemm.gradient_with_tokens, untouched(*shapes, *shapes, dtype=dtype), *args)
+    for (dw, db), right in ((floats, x), (both[:2], x), (both[2:], np.eye(N)[tokens])):
         for block, slot in places.items():
             rows = slice(block * H, (block + 1) * H)
             assert_gradient(dw[rows], db[rows], plain[:, slot], right)
@@ -194,11 +196,15 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
 
 @SHAPE
 @DTYPES
-def test_token_gradient(M, K, N, dtype):
-    dy, tokens = normal(M, K, dtype=dtype), np.random.default_rng(1).integers(0, N, M)
+def test_gradient_with_tokens(M, K, N, dtype):
+    dy, x, tokens = normal(M, K, dtype=dtype), normal(M, 5, dtype=dtype), np.random.default_rng(1).integers(0, N, M)
     runs = gemm.runs_of(K, dtype)
-    dw, db = on_shards(gemm.token_gradient, untouched((K, N), K, dtype=dtype), dy, tokens, runs, 0, 0)
-    assert_gradient(dw, db, dy, np.eye(N)[tokens])
+    outputs = untouched((K, 5), K, (K, N), K, dtype=dtype)
+    dw, db, token_dw, token_db = on_shards(
+        gemm.gradient_with_tokens, outputs, dy, x[None], 0, 5, runs, 0, 0, tokens, runs
+    )
+    assert_gradient(dw, db, dy, x)
+    assert_gradient(token_dw, token_db, dy, np.eye(N)[tokens])
 
 
 @DTYPES

@@ -128,31 +128,57 @@ def gradient(s, shards, kernel, dy, x, offset, ldx, runs, piece, step, dw, db):
 
     kernel: `outer_kernel`; x: M rows of N numbers, `ldx` apart, from element `offset` of the array on.
     """
-    N = dw.shape[1]
+    scratch = _scratch(dy, dw)
+    for k in range(0, max(1, len(dy)), DEPTH):
+        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step, dw, db, scratch)
+
+
+@sharded
+def gradient_with_tokens(
+    s, shards, kernel, dy, x, offset, ldx, runs, piece, step, tokens, token_runs, dw, db, token_dw, token_db
+):
+    """`gradient`, and the same where x holds the one-hot rows of `tokens`: dy comes from far memory once for both.
+
+    tokens: [M] integers in [0, N).
+    """
+    scratch, sums, places = _scratch(dy, dw), *_token_sums(s, shards, dy, token_runs, piece, step, token_dw)
+    for k in range(0, max(1, len(dy)), DEPTH):
+        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step, dw, db, scratch)
+        _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
+    _token_end(s, shards, token_runs, sums, token_dw, token_db)
+
+
+@jitable
+def _scratch(dy, dw):
+    """Room for a block of both factors in panels: [DEPTH, P] and [blocks, DEPTH, P]."""
     P = VECTORS * lanes_of(pointer(dy, 0))
+    return np.empty((DEPTH, P), dy.dtype), np.empty(((dw.shape[1] + P - 1) // P, DEPTH, P), dy.dtype)
+
+
+@jitable
+def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step, dw, db, scratch):
+    """Add what DEPTH rows of dy from row k on give: all runs find them in a near cache, where the first put them."""
+    left, right = scratch
+    blocks, P, N = right.shape[0], right.shape[2], dw.shape[1]
     piece, step = (P, P) if piece == 0 else (piece, step)
-    blocks = (N + P - 1) // P
     # By rows of dw where there are enough of them, else also by columns.
     parts = 1 if len(runs) >= 2 * shards else min(shards, blocks)
     tasks = len(runs) * parts
     first, last = tasks * s // shards, tasks * (s + 1) // shards
-    left, right = np.empty((DEPTH, P), dy.dtype), np.empty((blocks, DEPTH, P), dy.dtype)
-    # Block by block of depth, so that all runs find the rows of dy in a near cache that the first one has fetched.
-    for k in range(0, max(1, len(dy)), DEPTH):
-        depth = min(DEPTH, len(dy) - k)
-        if first < last:
-            _gather_panels(x, offset + k * ldx, ldx, depth, N, right)
-        for task in range(first, last):
-            column, row, count = runs[task // parts]
-            part = task % parts
-            n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
-            if k == 0:
-                _clear_rows(dw, row, count, n0, n1)
-                _clear(pointer(db, row), count if part == 0 else 0)
-            _gather(dy, k, depth, column, count, piece, step, left, db, row, part == 0)
-            for n in range(n0, n1, P):
-                c, b = pointer(dw, row * N + n), pointer(right, n * DEPTH)
-                outer(kernel, pointer(left, 0), P, b, depth, c, N, count, min(P, n1 - n))
+    depth = min(DEPTH, len(dy) - k)
+    if first < last:
+        _gather_panels(x, offset + k * ldx, ldx, depth, N, right)
+    for task in range(first, last):
+        column, row, count = runs[task // parts]
+        part = task % parts
+        n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
+        if k == 0:
+            _clear_rows(dw, row, count, n0, n1)
+            _clear(pointer(db, row), count if part == 0 else 0)
+        _gather(dy, k, depth, column, count, piece, step, left, db, row, part == 0)
+        for n in range(n0, n1, P):
+            c, b = pointer(dw, row * N + n), pointer(right, n * DEPTH)
+            outer(kernel, pointer(left, 0), P, b, depth, c, N, count, min(P, n1 - n))
 
 
 @jitable
@@ -195,40 +221,48 @@ def _clear(p, count):
         store(shift(p, n), 0.0, count - n)
 
 
-@sharded
-def token_gradient(s, shards, dy, tokens, runs, piece, step, dw, db):
-    """The same where x holds the one-hot rows of `tokens`: column n of dw is the sum of dy's rows whose token is n.
-
-    tokens: [M] integers in [0, N).
-    """
-    M, ldy = dy.shape
-    N = dw.shape[1]
+@jitable
+def _token_sums(s, shards, dy, runs, piece, step, dw):
+    """The sums [runs, N, P] of one shard, zeros, and where each vector of its runs stands in a row of dy."""
     W = lanes_of(pointer(dy, 0))
     P = VECTORS * W
     piece = P if piece == 0 else piece
     first, last = len(runs) * s // shards, len(runs) * (s + 1) // shards
-    sums = np.empty((last - first, N, P), dy.dtype)
+    sums = np.empty((last - first, dw.shape[1], P), dy.dtype)
     _clear(pointer(sums, 0), sums.size)
-    # Where each vector of each run stands in a row of dy.
     places = np.empty((last - first, VECTORS), np.int64)
     for r in range(first, last):
         for v in range(VECTORS):
             places[r - first, v] = runs[r, 0] + v * W // piece * step + v * W % piece
-    for m in range(M):
+    return sums, places
+
+
+@jitable
+def _token_block(s, shards, dy, k, tokens, runs, sums, places):
+    """Add DEPTH rows of dy from row k on to the sums of their tokens."""
+    W, ldy, first = lanes_of(pointer(dy, 0)), dy.shape[1], len(runs) * s // shards
+    _, N, P = sums.shape
+    for m in range(k, min(k + DEPTH, len(dy))):
         token = tokens[m]
-        for r in range(last - first):
+        for r in range(len(sums)):
             count, one = runs[first + r, 2], pointer(sums, (r * N + token) * P)
             for v in range((count + W - 1) // W):
                 value = load(pointer(dy, m * ldy + places[r, v]), count - v * W)
                 store(shift(one, v * W), load(shift(one, v * W), W) + value, W)
-    for r in range(first, last):
-        _, row, count = runs[r]
+
+
+@jitable
+def _token_end(s, shards, runs, sums, dw, db):
+    """Bring the sums to their places: column n of dw is the sum of dy's rows whose token is n."""
+    first = len(runs) * s // shards
+    for r in range(len(sums)):
+        _, row, count = runs[first + r]
         for c in range(count):
-            total = sums[r - first, 0, c]
+            total = sums[r, 0, c]
             dw[row + c, 0] = total
-            for n in range(1, N):
-                dw[row + c, n] = sums[r - first, n, c]
-                total += sums[r - first, n, c]
+            for n in range(1, dw.shape[1]):
+                dw[row + c, n] = sums[r, n, c]
+                total += sums[r, n, c]
             db[row + c] = total
 
 

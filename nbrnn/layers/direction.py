@@ -181,13 +181,15 @@ class Direction:
         # h of the step before is one row of y earlier, in the second direction one row later: y[2:].
         _, B, ld = y.shape
         offset = self.reverse * (2 * B * ld + self.hidden)
-        shards, runs = shards_for(2 * len(dgates) * dweights.weight_hh.size), packing.recurrent_runs
-        run(gemm.gradient, shards, kernel, dgates, y, offset, ld, runs, *pieces, dweights.weight_hh, dbias_hh)
-        shards, runs = shards_for(2 * len(dgates) * dweights.weight_ih.size), packing.input_runs
+        shards, inputs = shards_for(2 * len(dgates) * dweights.weight_hh.size), (dweights.weight_ih, dbias_ih)
+        hidden, outputs = (y, offset, ld, packing.recurrent_runs, *pieces), (dweights.weight_hh, dbias_hh)
         if x.ndim == 2:
-            run(gemm.token_gradient, shards, dgates, x.ravel(), runs, *pieces, dweights.weight_ih, dbias_ih)
-        else:
-            run(gemm.gradient, shards, kernel, dgates, x, 0, self.inputs, runs, *pieces, dweights.weight_ih, dbias_ih)
+            tokens = (x.ravel(), packing.input_runs)
+            run(gemm.gradient_with_tokens, shards, kernel, dgates, *hidden, *tokens, *outputs, *inputs)
+            return
+        run(gemm.gradient, shards, kernel, dgates, *hidden, *outputs)
+        shards = shards_for(2 * len(dgates) * dweights.weight_ih.size)
+        run(gemm.gradient, shards, kernel, dgates, x, 0, self.inputs, packing.input_runs, *pieces, *inputs)
 
     def _input_gradient(self, dgates: np.ndarray, weights: Weights, shape: tuple[int, ...]) -> np.ndarray:
         """dx = dgates @ weight_ih."""
