@@ -8,7 +8,20 @@ from nbrnn.layers.dropout import Dropout
 from nbrnn.layers.embedding import Embedding
 from nbrnn.layers.linear import Linear
 from nbrnn.layers.module import Module, Parameters
-from nbrnn.layers.recurrent import GRU, LSTM, RNN, Recurrent
+from nbrnn.layers.recurrent import (
+    CTRNN,
+    GRU,
+    LSTM,
+    RNN,
+    SRU,
+    CoupledLSTM,
+    IndRNN,
+    JordanRNN,
+    LiGRU,
+    MinGRU,
+    PeepholeLSTM,
+    Recurrent,
+)
 from nbrnn.layers.sequential import Sequential
 from nbrnn.training import callbacks, schedules
 from nbrnn.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -17,25 +30,33 @@ from nbrnn.training.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
 from nbrnn.training.trainer import Trainer, TrainingError
 
 __all__ = [
+    "CTRNN",
     "GRU",
     "LSTM",
     "MAE",
     "MSE",
     "RNN",
     "SGD",
+    "SRU",
     "Adagrad",
     "Adam",
     "AdamW",
     "BCEWithLogits",
     "Cell",
     "CheckpointError",
+    "CoupledLSTM",
     "CrossEntropy",
     "Dropout",
     "Embedding",
+    "IndRNN",
+    "JordanRNN",
     "LanguageModel",
+    "LiGRU",
     "Linear",
+    "MinGRU",
     "Module",
     "Parameters",
+    "PeepholeLSTM",
     "RMSprop",
     "Recurrent",
     "Sequential",

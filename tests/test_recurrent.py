@@ -77,7 +77,7 @@ def make_problem(
     def states(scale):
         if stateless:
             return None
-        arrays = [scale * draw(L * D, B, H) for _ in layer.cell.states]
+        arrays = [scale * draw(L * D, B, size) for size in layer._sizes()]
         return pack([array[:, 0] if single else array for array in arrays])
 
     x = arrange(rng.integers(0, I, (T, B)) if tokens else draw(T, B, I))

@@ -104,3 +104,55 @@ def tanh(x):
 @jitable
 def relu(x):
     return where_less(x, 0.0, 0.0, x)
+
+
+def _t_single(s2):
+    t = s2 * 0.1176470588 + 0.1333333333
+    t = t * s2 + 0.1538461538
+    t = t * s2 + 0.1818181818
+    t = t * s2 + 0.2222222222
+    t = t * s2 + 0.2857142857
+    t = t * s2 + 0.4
+    return t * s2 + 0.6666666667
+
+
+def _t_double(s2):
+    # 2/3 + 2/5 s^2 + 2/7 s^4 + ...
+    t = s2 * 0.05128205128205128 + 0.05405405405405406
+    t = t * s2 + 0.05714285714285714
+    t = t * s2 + 0.06060606060606061
+    t = t * s2 + 0.06451612903225806
+    t = t * s2 + 0.06896551724137931
+    t = t * s2 + 0.07407407407407407
+    t = t * s2 + 0.08
+    t = t * s2 + 0.08695652173913043
+    t = t * s2 + 0.09523809523809523
+    t = t * s2 + 0.10526315789473684
+    t = t * s2 + 0.11764705882352941
+    t = t * s2 + 0.13333333333333333
+    t = t * s2 + 0.15384615384615385
+    t = t * s2 + 0.18181818181818182
+    t = t * s2 + 0.2222222222222222
+    t = t * s2 + 0.2857142857142857
+    t = t * s2 + 0.4
+    return t * s2 + 0.6666666666666666
+
+
+def _t(s2):
+    """(log((1 + s) / (1 - s)) - 2 s) / s^3"""
+    raise TypeError("callable from compiled code only")
+
+
+@overload(_t)
+def _t_by_precision(s2):
+    if isinstance(s2, Lanes):
+        return _t_single if s2.dtype == types.float32 else _t_double
+
+
+@jitable
+def softplus(x):
+    # max(x, 0) + log(1 + u), u = exp(-|x|); log(1 + u) = 2 artanh(s), s = u / (2 + u), at most 1/3
+    u = exp(where_less(x, 0.0, x, -x))
+    s = u / (u + 2.0)
+    s2 = s * s
+    return where_less(x, 0.0, 0.0, x) + (_t(s2) * s2 * s + 2.0 * s)

@@ -4,20 +4,29 @@ For every step and every panel of hidden units: the recurrent product into a til
 equations on that tile while it is in the nearest cache. Backward is the mirror image: the equations turn what was kept
 into the gradients of the pre-activations, and a product with the transposed weights carries them one step back.
 
-Memory, for one layer and direction (D directions share y, one beside the other):
+Two kinds of cells have a second product in a step, whose left factor is `middle`. Where an `operand` is given, it comes
+before the equations and fills the last slots (the GRU that resets before the product). In a projection it comes after
+them: it turns their first result into the output, which is also what is fed back.
+
+Memory, for one layer and direction (D directions share y, one beside the other); P is the size of the output, H without
+a projection:
 
     x       [T, B, I], or [T, B] tokens, whose one-hot rows are a gather
-    y       [T + 2, B, D H]   output t is y[t + 1]; y[0] and y[T + 1] are the first h of the two directions, so that
+    y       [T + 2, B, D P]   output t is y[t + 1]; y[0] and y[T + 1] are the first h of the two directions, so that
                               h of the step before is always one row of y away
     inner   [N, T + 2, B, H]  the states behind h, laid out alike; [N, 1, B, H], overwritten by every step, where
                               nothing is kept
-    gates   [T, B, J, S U W]  the tape: J panels of U vectors of W units, S slots a unit, slot by slot. Forward leaves
-                              what it kept, backward turns it into the gradients of the pre-activations.
-            [B, S U W]        where nothing is kept, the scratch tile that all panels share; or [block, B, J, S U W]
+    middle  [T, B, H]         the left factor of a second product; [1, B, H] where nothing is kept
+    own     [., J U W]        the cell's own parameters, one number a unit
+    given   [., T, B, H]      numbers that equations take beside them, such as masks; [., 1, B, H]: of all steps
+    gates   [T, B, J, K U W]  the tape: J panels of U vectors of W units, K slots a unit, slot by slot, of which the
+                              first S are the pre-activations. Forward leaves what it kept, backward turns it into the
+                              gradients of the pre-activations.
+            [B, K U W]        where nothing is kept, the scratch tile that all panels share; or [block, B, J, K U W]
 
 Schedules: the shards divide the rows of the batch and run the whole loop without waiting for each other, or they divide
-the hidden units and meet after every step (`barrier`). Either way each number is computed by the same operations in the
-same order.
+the hidden units and meet after every product that needs whole rows (`barrier`). Either way each number is computed by
+the same operations in the same order.
 
 With few rows in a step the input product of several steps, `block`, is done at once: tiles of one row are slow.
 """
@@ -30,10 +39,22 @@ from functools import cache
 from typing import Any
 
 import numba
+from numba.extending import overload
 
 from nbrnn.kernels.barrier import join, meet
-from nbrnn.kernels.jit import compiled, jitable, stamp_of
-from nbrnn.kernels.simd import lanes_of, load, load_many, pointer, shift, store, store_many, store_padded, width
+from nbrnn.kernels.jit import compiled, jitable
+from nbrnn.kernels.simd import (
+    accumulate_many,
+    lanes_of,
+    load,
+    load_many,
+    pointer,
+    shift,
+    store,
+    store_many,
+    store_padded,
+    width,
+)
 from nbrnn.kernels.tiles import VECTORS, product
 
 
@@ -45,16 +66,28 @@ class Layout:
     ----------
     slots : int
         Pre-activations of one hidden unit (S).
-    inputs, recurrent : int
-        The input product fills so many of the first slots, the recurrent product so many of the last.
+    kept : int
+        Slots in the tape, at least as many (K).
+    inputs, recurrent, second : int
+        The input product fills so many of the first slots, the second product so many of the last, and the recurrent
+        product so many in front of those.
     states : int
         Number of states, h among them.
+    own, given : int
+        Numbers a unit that equations take from parameters and from arrays beside x.
+    output : int
+        Which state the gradient of the output belongs to: 0, or 1 where h is not what is fed back.
     """
 
     slots: int
+    kept: int
     inputs: int
     recurrent: int
+    second: int
     states: int
+    own: int
+    given: int
+    output: int
 
     @property
     def vectors(self) -> int:
@@ -70,62 +103,127 @@ class Layout:
         return -(-hidden // self.units(dtype))
 
     def columns(self, dtype: Any) -> int:
-        """Pre-activations in a panel (S U W)."""
-        return self.slots * self.units(dtype)
+        """Numbers in a panel of the tape (K U W)."""
+        return self.kept * self.units(dtype)
+
+
+@dataclass(frozen=True)
+class Equations:
+    """A cell as the scan knows it: `jitable` functions of tuples of lanes, and where their arguments lie.
+
+    Parameters
+    ----------
+    name : str
+        Different for different equations.
+    layout : Layout
+    forward : callable
+        ``forward(gates, prev, own, given) -> new, kept``
+    backward : callable
+        ``backward(dnew, kept, prev, new, own, given) -> dgates, dprev, down``; before an operand's gradient, dgates
+        may still hold what `operand_backward` needs.
+    operand, operand_backward : callable or None
+        ``operand(gates, prev, own, given) -> (middle,)`` and
+        ``operand_backward(dmiddle, dgates, prev, new, own, given) -> dgates, dprev, down``, to be added to dprev, down.
+    project, project_backward : callable or None
+        After a projection: ``project((a,)) -> (y,)`` and ``project_backward((dy,), (y,)) -> (da,)``.
+    """
+
+    name: str
+    layout: Layout
+    forward: Callable
+    backward: Callable
+    operand: Callable | None = None
+    operand_backward: Callable | None = None
+    project: Callable | None = None
+    project_backward: Callable | None = None
 
 
 @cache
-def compile_scan(name: str, layout: Layout, forward: Callable, backward: Callable) -> tuple[Callable, Callable]:
+def compile_scan(equations: Equations, dtype: str) -> tuple[Callable, Callable]:
     """The entries of the forward and the backward scan of a cell; arguments as in `_forward` and `_backward`."""
-    S, U, N = layout.slots, layout.vectors, layout.states - 1
-    IN, REC = layout.inputs * U, layout.recurrent * U
+    layout, functions, functions_back = equations.layout, (equations.forward,), (equations.backward,)
+    step, step_back = _step, _step_back
+    if equations.operand:
+        step, step_back = _step_with_operand, _step_back_with_operand
+        functions, functions_back = (*functions, equations.operand), (*functions_back, equations.operand_backward)
+    elif equations.project:
+        step, step_back = _step_with_projection, _step_back_with_projection
+        functions, functions_back = (*functions, equations.project), (*functions_back, equations.project_backward)
+    f, *rest = functions
+    second, f_back, second_back = (rest or functions)[0], functions_back[0], functions_back[-1]
+    S, K, N, OWN, GIVEN = layout.slots, layout.kept, layout.states - 1, layout.own, layout.given
+    OUT = layout.output
 
     def forward_scan(shards, *args):
         if shards == 1:
-            _forward(0, 1, forward, S, U, IN, REC, N, args)
+            _forward(0, 1, step, f, second, S, N, OWN, GIVEN, args)
         else:
             for s in numba.prange(shards):
-                _forward(s, shards, forward, S, U, IN, REC, N, args)
+                _forward(s, shards, step, f, second, S, N, OWN, GIVEN, args)
 
     def backward_scan(shards, *args):
         if shards == 1:
-            _backward(0, 1, backward, S, U, REC, N, args)
+            _backward(0, 1, step_back, f_back, second_back, K, N, OWN, GIVEN, OUT, args)
         else:
             for s in numba.prange(shards):
-                _backward(s, shards, backward, S, U, REC, N, args)
+                _backward(s, shards, step_back, f_back, second_back, K, N, OWN, GIVEN, OUT, args)
 
-    tag = f"{name}-{stamp_of(forward, backward)}"
+    tag = f"{equations.name}-{dtype}"
     return compiled(forward_scan, tag=tag, parallel=True), compiled(backward_scan, tag=tag, parallel=True)
+
+
+@jitable
+def _share(count, shard, shards):
+    """The part of `count` things that one shard takes."""
+    return count * shard // shards, count * (shard + 1) // shards
+
+
+@jitable
+def _wait(team, n, meetings):
+    """The n-th of a step's meetings of all shards, where they divide the hidden units."""
+    counters, shards, step = team
+    if shards > 1:
+        meet(counters, shards * (step * meetings + n))
 
 
 # ------------------------------------------------------------------ forward
 
 
 @jitable
-def _forward(shard, shards, equations, S, U, IN, REC, N, args):
+def _forward(shard, shards, step_of, equations, second, S, N, OWN, GIVEN, args):
     """One shard of the forward scan.
 
-    S, U: see `Layout`; IN, REC: vectors of the input and of the recurrent product; N: states behind h; first: this
-    direction's first column of y; w_ih: [J, I, IN W]; bias: [J S U W]; w_hh: [J, H, REC W]; gates: flat.
+    S, N, OWN, GIVEN: lengths of the equations' tuples of pre-activations, states behind h, own and given numbers;
+    sizes: (S U, K U, U, and the vectors of the input, the recurrent and the second product); first: this direction's
+    first column of y; weights: w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], and those of the second product with a
+    bias, all in panels; gates: flat.
     """
-    kernel_ih, kernel_hh, by_units, block, keep, reverse, first, x, w_ih, bias, w_hh, y, inner, gates, counters = args
-    T, B = x.shape[0], x.shape[1]
-    J, H = w_hh.shape[0], w_hh.shape[1]
+    # A parallel region takes no tuples within its tuple of arguments.
+    (all_units, kept_units, units, inputs, recurrents, seconds, kernel_ih, kernel_hh, kernel_mid, by_units, block, keep,
+     reverse, first, x, w_ih, bias, w_hh, w_mid, bias_mid, own, given, y, inner, middle, gates,
+     counters) = args  # fmt: skip
+    sizes, kernels = (all_units, kept_units, units, inputs, recurrents, seconds), (kernel_ih, kernel_hh, kernel_mid)
+    weights = w_ih, bias, w_hh, w_mid, bias_mid
+    T, B, J, H = x.shape[0], x.shape[1], weights[0].shape[0], middle.shape[2]
     W, ld = lanes_of(pointer(y, 0)), y.shape[2]
-    PANEL = S * U * W
-    lo, hi, j0, j1 = 0, B, 0, J
+    PANEL = sizes[1] * W
+    lo, hi, j0, j1, q0, q1 = 0, B, 0, J, 0, weights[3].shape[0]
     if by_units:
         shards = join(counters, shards)
         if shards == 0:
             return
         shard = shard if shards > 1 else 0
-        j0, j1 = J * shard // shards, J * (shard + 1) // shards
+        j0, j1 = _share(J, shard, shards)
+        q0, q1 = _share(q1, shard, shards)
     else:
-        lo, hi = B * shard // shards, B * (shard + 1) // shards
+        lo, hi = _share(B, shard, shards)
+    part = hi - lo, H, j0, j1, q0, q1
     # Strides of the pre-activations: one time step, one row, one panel
     g_t, g_m, g_j = B * J * PANEL, J * PANEL, PANEL
-    if not keep and block == 1:
+    if gates.size == B * PANEL:
         g_t, g_m, g_j = 0, PANEL, 0
+    elif not keep and block == 1:
+        g_t = 0
     c_t, plane = B * H if keep else 0, inner.shape[1] * B * H
     for s0 in range(0, T, block):
         s1 = min(s0 + block, T)
@@ -134,121 +232,354 @@ def _forward(shard, shards, equations, S, U, IN, REC, N, args):
         if block > 1:
             for j in range(j0, j1):
                 g = pointer(gates, (t0 - origin) * g_t + j * g_j)
-                _input(kernel_ih, S, U, IN, x, t0 * B, (s1 - s0) * B, w_ih, bias, j, g, g_m)
+                _input(kernels[0], sizes, x, t0 * B, (s1 - s0) * B, weights, j, g, g_m)
         for step in range(s0, s1):
             t = T - 1 - step if reverse else step
             before, after = t + 2 * reverse, t + 1
-            h_prev, h = pointer(y, (before * B + lo) * ld + first), pointer(y, (after * B + lo) * ld + first)
-            for j in range(j0, j1):
-                g = pointer(gates, (t - origin) * g_t + lo * g_m + j * g_j)
-                if block == 1:
-                    _input(kernel_ih, S, U, IN, x, t * B + lo, hi - lo, w_ih, bias, j, g, g_m)
-                r = shift(g, PANEL - REC * W)
-                product(kernel_hh, h_prev, ld, pointer(w_hh, j * H * REC * W), H, r, g_m, r, g_m, hi - lo, REC * W)
-                c_prev, c = pointer(inner, before * c_t + lo * H), pointer(inner, after * c_t + lo * H)
-                _forward_tile(equations, S, U, N, j, hi - lo, H, g, g_m, h_prev, h, ld, c_prev, c, plane, keep)
-            if by_units and shards > 1:
-                meet(counters, shards * (step + 1))
+            row = t * B + lo if block == 1 else -1
+            states = (
+                pointer(y, (before * B + lo) * ld + first), pointer(y, (after * B + lo) * ld + first), ld,
+                pointer(inner, before * c_t + lo * H), pointer(inner, after * c_t + lo * H), plane,
+            )  # fmt: skip
+            at = pointer(gates, (t - origin) * g_t + lo * g_m), g_m, g_j
+            beside = own, pointer(given, (t * B + lo) * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
+            mid, team = pointer(middle, t * c_t + lo * H), (counters, shards if by_units else 1, step)
+            step_of(equations, second, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states, beside,
+                    mid, keep, team)  # fmt: skip
 
 
 @jitable
-def _input(kernel, S, U, IN, x, row, rows, w_ih, bias, j, g, g_m):
+def _step(equations, second, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states, beside, mid, keep,
+          team):  # fmt: skip
+    """A step of a cell with one product."""
+    for j in range(part[2], part[3]):
+        _products(sizes, kernels, x, row, weights, part, at, states, j)
+        _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, keep)
+    if sizes[4] > 0:
+        _wait(team, 1, 1)
+
+
+@jitable
+def _step_with_operand(equations, operand, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states, beside,
+                       mid, keep, team):  # fmt: skip
+    """A step of a cell that has a second product before its equations."""
+    (rows, H, j0, j1, _, _), (gates, g_m, g_j), (total, _, _, _, _, count) = part, at, sizes
+    W = lanes_of(gates)
+    for j in range(j0, j1):
+        _products(sizes, kernels, x, row, weights, part, at, states, j)
+        _operand_tile(operand, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, mid)
+    _wait(team, 1, 2)
+    for j in range(j0, j1):
+        g, b = shift(gates, j * g_j + (total - count) * W), pointer(weights[3], j * H * count * W)
+        product(kernels[2], mid, H, b, H, g, g_m, g, g_m, rows, count * W)
+        _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, keep)
+    _wait(team, 2, 2)
+
+
+@jitable
+def _step_with_projection(equations, project, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states,
+                          beside, mid, keep, team):  # fmt: skip
+    """A step of a cell whose result is projected."""
+    (rows, H, j0, j1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
+    _, _, w_hh, w_mid, bias = weights
+    size, P = w_hh.shape[1], w_mid.shape[2]
+    W = lanes_of(h)
+    for j in range(j0, j1):
+        _products(sizes, kernels, x, row, weights, part, at, states, j)
+        # h of the step before has another size: the equations cannot use it
+        hidden = mid, mid, H, c_prev, c, plane
+        _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, hidden, beside, keep)
+    _wait(team, 1, 2)
+    for q in range(q0, q1):
+        columns, out = min(P, size - q * P), shift(h, q * P)
+        product(kernels[2], mid, H, pointer(w_mid, q * H * P), H, pointer(bias, q * P), 0, out, ld, rows, columns)
+        for m in range(rows):
+            for n in range(0, columns, W):
+                place = shift(out, m * ld + n)
+                (value,) = project((load(place, columns - n),))
+                store(place, value, columns - n)
+    _wait(team, 2, 2)
+
+
+@jitable
+def _products(sizes, kernels, x, row, weights, part, at, states, j):
+    """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's."""
+    (rows, _, _, _, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
+    total, _, _, _, recurrent, second = sizes
+    g, w_hh = shift(gates, j * g_j), weights[2]
+    W, fed = lanes_of(g), w_hh.shape[1]
+    if row >= 0:
+        _input(kernels[0], sizes, x, row, rows, weights, j, g, g_m)
+    if recurrent > 0:
+        r, b = shift(g, (total - recurrent - second) * W), pointer(w_hh, j * fed * recurrent * W)
+        product(kernels[1], h_prev, ld, b, fed, r, g_m, r, g_m, rows, recurrent * W)
+
+
+@jitable
+def _input(kernel, sizes, x, row, rows, weights, j, g, g_m):
     """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
+    w_ih, bias, _, _, _ = weights
     I, W = w_ih.shape[1], lanes_of(g)
-    PANEL = S * U * W
+    total, columns = sizes[0] * W, sizes[3] * W
     if x.ndim == 2:
         for m in range(rows):
             token = x[(row + m) // x.shape[1], (row + m) % x.shape[1]]
-            for c in range(0, IN * W, W):
-                w = load(pointer(w_ih, (j * I + token) * IN * W + c), W)
-                store(shift(g, m * g_m + c), load(pointer(bias, j * PANEL + c), W) + w, W)
+            for c in range(0, columns, W):
+                w = load(pointer(w_ih, (j * I + token) * columns + c), W)
+                store(shift(g, m * g_m + c), load(pointer(bias, j * total + c), W) + w, W)
     else:
-        a, b = pointer(x, row * I), pointer(w_ih, j * I * IN * W)
-        product(kernel, a, I, b, I, pointer(bias, j * PANEL), 0, g, g_m, rows, IN * W)
+        a, b = pointer(x, row * I), pointer(w_ih, j * I * columns)
+        product(kernel, a, I, b, I, pointer(bias, j * total), 0, g, g_m, rows, columns)
     for m in range(rows):
-        for c in range(IN * W, PANEL, W):
-            store(shift(g, m * g_m + c), load(pointer(bias, j * PANEL + c), W), W)
+        for c in range(columns, total, W):
+            store(shift(g, m * g_m + c), load(pointer(bias, j * total + c), W), W)
 
 
 @jitable
-def _forward_tile(equations, S, U, N, j, rows, H, g, g_m, h_prev, h, ld, c_prev, c, plane, keep):
+def _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, keep):
     """The cell's equations on one panel of some rows."""
-    W = lanes_of(g)
+    (rows, H, _, _, _, _), (gates, g_m, g_j), (_, h, ld, _, c, plane) = part, at, states
+    W = lanes_of(gates)
+    units = sizes[2] * W
     for m in range(rows):
-        for unit in range(j * U * W, (j + 1) * U * W, W):
-            count, at = H - unit, shift(g, m * g_m + unit - j * U * W)
-            y_at, c_at = m * ld + unit, m * H + unit
-            prev = (load(shift(h_prev, y_at), count),) + load_many(shift(c_prev, c_at), plane, count, N)
-            new, kept = equations(load_many(at, U * W, W, S), prev)
-            store(shift(h, y_at), new[0], count)
-            store_many(shift(c, c_at), plane, new[1:], count)
+        for unit in range(j * units, (j + 1) * units, W):
+            count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
+            prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
+            new, kept = equations(load_many(here, units, W, S), prev, own, given)
+            store(shift(h, m * ld + unit), new[0], count)
+            store_many(shift(c, m * H + unit), plane, new[1:], count)
             if keep:
-                store_many(at, U * W, kept, W)
+                store_many(here, units, kept, W)
+
+
+@jitable
+def _operand_tile(operand, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, mid):
+    """The left factor of the second product on one panel of some rows."""
+    (rows, H, _, _, _, _), (gates, g_m, g_j) = part, at
+    W = lanes_of(gates)
+    units = sizes[2] * W
+    for m in range(rows):
+        for unit in range(j * units, (j + 1) * units, W):
+            count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
+            prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
+            (value,) = operand(load_many(here, units, W, S), prev, own, given)
+            store(shift(mid, m * H + unit), value, count)
+
+
+@jitable
+def _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside):
+    """The states before, own and given numbers of some hidden units in row m."""
+    (h_prev, _, ld, c_prev, _, plane), (own, given, given_plane) = states, beside
+    W, at = lanes_of(h_prev), m * H + unit
+    prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, at), plane, count, N)
+    mine = load_many(pointer(own, unit), own.shape[1], W, OWN)
+    return prev, mine, load_many(shift(given, at), given_plane, count, GIVEN)
 
 
 # ------------------------------------------------------------------ backward
 
 
 @jitable
-def _backward(shard, shards, equations, S, U, REC, N, args):
+def _backward(shard, shards, step_of, equations, second, K, N, OWN, GIVEN, OUT, args):
     """One shard of the backward scan: turns the tape into the gradients of the pre-activations.
 
-    dy: [T, B, D H]; w_hh_t: [Q, K, P], the transposed recurrent weights in panels of P hidden units, K in the order of
-    the tape; dh: [B, Q P] and dinner: [N, B, H] hold the gradients of the last state, and of the first one afterwards.
+    K, N, OWN, GIVEN: lengths of the equations' tuples; OUT: the state that the output's gradient belongs to; dy: [T, B,
+    D P]; weights: those of the recurrent and of the second product, transposed, in panels, their depth in the order of
+    the tape; dh: [B, .] and dinner: [N, B, H] hold the gradients of the last state, and of the first one afterwards;
+    dmid: [B, .], scratch; dz: [T, B, P], the gradient of what a projection gives; down: [., B, J U W], zeros, to which
+    the gradients of own parameters are added.
     """
-    kernel, by_units, reverse, first, dy, w_hh_t, y, inner, gates, dh, dinner, counters = args
+    (all_units, kept_units, units, inputs, recurrents, seconds, kernel, by_units, reverse, first, dy, w_hh, w_mid, own,
+     given, y, inner, middle, gates, dh, dinner, dmid, dz, down, counters) = args  # fmt: skip
+    sizes, weights = (all_units, kept_units, units, inputs, recurrents, seconds), (w_hh, w_mid)
     T, B, ld = dy.shape
-    H = inner.shape[3]
-    Q, K, P = w_hh_t.shape
-    W = lanes_of(pointer(y, 0))
-    PANEL = S * U * W
-    g_m = gates.size // (T * B)
-    J = g_m // PANEL
-    # The recurrent slots of all panels lie side by side, or in a piece of every panel
-    pieces = 1 if REC == S * U else J
-    lo, hi, q0, q1 = 0, B, 0, Q
+    H, W, P = inner.shape[3], lanes_of(pointer(y, 0)), weights[0].shape[2]
+    g_m, units = gates.size // (T * B), units * W
+    J, panels = g_m // (sizes[1] * W), -(-H // P)
+    lo, hi, p0, p1, q0, q1 = 0, B, 0, panels, 0, weights[0].shape[0]
     if by_units:
         shards = join(counters, shards)
         if shards == 0:
             return
         shard = shard if shards > 1 else 0
-        q0, q1 = Q * shard // shards, Q * (shard + 1) // shards
+        p0, p1 = _share(panels, shard, shards)
+        q0, q1 = _share(q1, shard, shards)
     else:
-        lo, hi = B * shard // shards, B * (shard + 1) // shards
+        lo, hi = _share(B, shard, shards)
+    # Panels of hidden units as the tape has them, as plain panels, and plain panels of what is fed back
+    part = hi - lo, H, p0 * P // units, min(J, p1 * P // units), p0, p1, q0, q1
+    plane = (T + 2) * B * H
     for step in range(T - 1, -1, -1):
         t = T - 1 - step if reverse else step
-        before, after = (t + 2 * reverse) * B + lo, (t + 1) * B + lo
-        for j in range(q0 * P // (U * W), min(J, q1 * P // (U * W))):
-            g = pointer(gates, (t * B + lo) * g_m + j * PANEL)
-            h_prev, h = pointer(y, before * ld + first), pointer(y, after * ld + first)
-            c_prev, c, plane = pointer(inner, before * H), pointer(inner, after * H), (T + 2) * B * H
-            dout = pointer(dy, (t * B + lo) * ld + first)
-            _backward_tile(equations, S, U, N, j, hi - lo, H, g, g_m, h_prev, h, dout, ld, c_prev, c, plane,
-                           pointer(dh, lo * Q * P), Q * P, pointer(dinner, lo * H), B * H)  # fmt: skip
-        if by_units and shards > 1:
-            # One meeting a step is enough: dh of a unit is read and written by its own shard alone
-            meet(counters, shards * (T - step))
-        for q in range(q0, q1):
-            d = pointer(dh, lo * Q * P + q * P)
-            for n in range(pieces):
-                a = pointer(gates, (t * B + lo) * g_m + n * PANEL + PANEL - REC * W)
-                b = pointer(w_hh_t, (q * K + n * (K // pieces)) * P)
-                product(kernel, a, g_m, b, K // pieces, d, Q * P, d, Q * P, hi - lo, P)
+        before, after, now = (t + 2 * reverse) * B + lo, (t + 1) * B + lo, t * B + lo
+        at = pointer(gates, now * g_m), g_m, sizes[1] * W
+        states = (
+            pointer(y, before * ld + first), pointer(y, after * ld + first), ld, pointer(inner, before * H),
+            pointer(inner, after * H), plane,
+        )  # fmt: skip
+        gradients = (
+            pointer(dy, now * ld + first), pointer(dh, lo * dh.shape[1]), dh.shape[1], pointer(dinner, lo * H), B * H,
+            pointer(down, lo * down.shape[2]), B * down.shape[2], down.shape[2],
+        )  # fmt: skip
+        beside = own, pointer(given, now * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
+        mid = pointer(middle, now * H), pointer(dmid, lo * dmid.shape[1]), dmid.shape[1], pointer(dz, now * dz.shape[2])
+        team = counters, shards if by_units else 1, T - 1 - step
+        step_of(equations, second, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at, states, gradients, beside,
+                mid, team)  # fmt: skip
 
 
 @jitable
-def _backward_tile(equations, S, U, N, j, rows, H, g, g_m, h_prev, h, dout, ld, c_prev, c, plane, dh, ld_dh, dc,
-                   dplane):  # fmt: skip
-    """The cell's backward equations on one panel of some rows."""
-    W = lanes_of(g)
+def _step_back(equations, second, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at, states, gradients, beside,
+               mid, team):  # fmt: skip
+    """A step back of a cell with one product."""
+    _backward_tile(equations, K, N, OWN, GIVEN, OUT, sizes, part, at, states, gradients, beside)
+    if sizes[4] > 0:
+        # One meeting a product is enough: dh of a unit is read and written by its own shard alone
+        _wait(team, 1, 1)
+        _recurrent_back(sizes, kernel, weights, part, at, gradients)
+
+
+@jitable
+def _step_back_with_operand(equations, second, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at, states,
+                            gradients, beside, mid, team):  # fmt: skip
+    """A step back of a cell that has a second product before its equations."""
+    (rows, _, _, _, p0, p1, _, _), (_, dm, ld, _), w = part, mid, weights[1]
+    W, P = lanes_of(dm), w.shape[2]
+    _backward_tile(equations, K, N, OWN, GIVEN, OUT, sizes, part, at, states, gradients, beside)
+    _wait(team, 1, 2)
+    start, count = (sizes[0] - sizes[5]) * W, sizes[5] * W
+    for p in range(p0, p1):
+        _clear(shift(dm, p * P), ld, rows, P)
+        _product_back(kernel, at, start, count, w, p, shift(dm, p * P), ld, rows)
+    _operand_backward_tile(second, K, N, OWN, GIVEN, sizes, part, at, states, gradients, beside, dm, ld)
+    _wait(team, 2, 2)
+    _recurrent_back(sizes, kernel, weights, part, at, gradients)
+
+
+@jitable
+def _step_back_with_projection(equations, project_back, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at,
+                               states, gradients, beside, mid, team):  # fmt: skip
+    """A step back of a cell whose result is projected."""
+    (rows, H, _, _, p0, p1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
+    dout, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
+    middle, dm, ld_dm, z = mid
+    w = weights[1]
+    size, P, W = w.shape[1], w.shape[2], lanes_of(h)
     for m in range(rows):
-        for unit in range(j * U * W, (j + 1) * U * W, W):
-            count, at = H - unit, shift(g, m * g_m + unit - j * U * W)
-            y_at, c_at, dh_at, dc_at = m * ld + unit, m * H + unit, shift(dh, m * ld_dh + unit), shift(dc, m * H + unit)
-            prev = (load(shift(h_prev, y_at), count),) + load_many(shift(c_prev, c_at), plane, count, N)
-            new = (load(shift(h, y_at), count),) + load_many(shift(c, c_at), plane, count, N)
-            dnew = (load(dh_at, count) + load(shift(dout, y_at), count),) + load_many(dc_at, dplane, count, N)
-            dgates, dprev = equations(dnew, load_many(at, U * W, W, S), prev, new)
-            store_padded(at, U * W, dgates, count)
-            store(dh_at, dprev[0], count)
-            store_many(dc_at, dplane, dprev[1:], count)
+        for n in range(q0 * P, min(size, q1 * P), W):
+            count = size - n
+            dy = load(shift(dh, m * ld_dh + n), count) + load(shift(dout, m * ld + n), count)
+            (value,) = project_back((dy,), (load(shift(h, m * ld + n), count),))
+            store(shift(z, m * size + n), value, count)
+    _wait(team, 1, 2)
+    for p in range(p0, p1):
+        into = shift(dm, p * P)
+        _clear(into, ld_dm, rows, P)
+        product(kernel, z, size, pointer(w, p * size * P), size, into, ld_dm, into, ld_dm, rows, P)
+    hidden = middle, middle, H, c_prev, c, plane
+    inside = dm, dm, ld_dm, dc, dplane, down, down_plane, ld_down
+    _backward_tile(equations, K, N, OWN, GIVEN, -1, sizes, part, at, hidden, inside, beside)
+    _wait(team, 2, 2)
+    _clear(shift(dh, q0 * P), ld_dh, rows, (q1 - q0) * P)
+    _recurrent_back(sizes, kernel, weights, part, at, gradients)
+
+
+@jitable
+def _recurrent_back(sizes, kernel, weights, part, at, gradients):
+    """Add what the gradients of the pre-activations mean for what was fed back."""
+    (rows, _, _, _, _, _, q0, q1), (_, dh, ld, _, _, _, _, _), w = part, gradients, weights[0]
+    total, _, _, _, recurrent, second = sizes
+    W, P = lanes_of(dh), w.shape[2]
+    for q in range(q0, q1):
+        start, count = (total - recurrent - second) * W, recurrent * W
+        _product_back(kernel, at, start, count, w, q, shift(dh, q * P), ld, rows)
+
+
+@jitable
+def _product_back(kernel, at, start, count, w, q, into, ld, rows):
+    """Add the product of some slots of the tape with one panel of transposed weights."""
+    gates, g_m, g_j = at
+    K, P = w.shape[1], w.shape[2]
+    if count == g_j:
+        product(kernel, gates, g_m, pointer(w, q * K * P), K, into, ld, into, ld, rows, P)
+    else:
+        # These slots are a piece of every panel.
+        for n in range(K // count):
+            a, b = shift(gates, n * g_j + start), pointer(w, (q * K + n * count) * P)
+            product(kernel, a, g_m, b, count, into, ld, into, ld, rows, P)
+
+
+@jitable
+def _clear(p, ld, rows, columns):
+    for m in range(rows):
+        for n in range(0, columns, lanes_of(p)):
+            store(shift(p, m * ld + n), 0.0, lanes_of(p))
+
+
+@jitable
+def _backward_tile(equations, K, N, OWN, GIVEN, OUT, sizes, part, at, states, gradients, beside):
+    """The cell's backward equations on some panels of some rows."""
+    (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
+    dout, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
+    ld, W = states[2], lanes_of(gates)
+    units = sizes[2] * W
+    for j in range(j0, j1):
+        for m in range(rows):
+            for unit in range(j * units, (j + 1) * units, W):
+                count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
+                dh_at, dc_at, down_at = m * ld_dh + unit, m * H + unit, m * ld_down + unit
+                prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
+                new = _states_after(N, m, unit, count, H, states)
+                dnew = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, N)
+                dnew = _with_output(OUT, dnew, shift(dout, m * ld + unit), count)
+                dgates, dprev, dmine = equations(dnew, load_many(here, units, W, K), prev, new, own, given)
+                store_padded(here, units, dgates, count)
+                store(shift(dh, dh_at), dprev[0], count)
+                store_many(shift(dc, dc_at), dplane, dprev[1:], count)
+                accumulate_many(shift(down, down_at), down_plane, dmine)
+
+
+@jitable
+def _operand_backward_tile(equations, K, N, OWN, GIVEN, sizes, part, at, states, gradients, beside, dm, ld_dm):
+    """What the gradient of the second product's left factor adds, on some panels of some rows."""
+    (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
+    _, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
+    W = lanes_of(gates)
+    units = sizes[2] * W
+    for j in range(j0, j1):
+        for m in range(rows):
+            for unit in range(j * units, (j + 1) * units, W):
+                count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
+                dh_at, dc_at, down_at = m * ld_dh + unit, m * H + unit, m * ld_down + unit
+                prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
+                new = _states_after(N, m, unit, count, H, states)
+                carried = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, N)
+                dmid = (load(shift(dm, m * ld_dm + unit), count),)
+                slots = load_many(here, units, W, K)
+                dgates, dprev, dmine = equations(dmid, carried, slots, prev, new, own, given)
+                store_padded(here, units, dgates, count)
+                store(shift(dh, dh_at), dprev[0], count)
+                store_many(shift(dc, dc_at), dplane, dprev[1:], count)
+                accumulate_many(shift(down, down_at), down_plane, dmine)
+
+
+@jitable
+def _states_after(N, m, unit, count, H, states):
+    """The states after the step of some hidden units in row m."""
+    _, h, ld, _, c, plane = states
+    return (load(shift(h, m * ld + unit), count),) + load_many(shift(c, m * H + unit), plane, count, N)
+
+
+def _with_output(OUT, dnew, dout, count):
+    """Add the gradient of the output to that of the state it is."""
+    raise TypeError("callable from compiled code only")
+
+
+@overload(_with_output, prefer_literal=True)
+def _add_output(OUT, dnew, dout, count):
+    place = OUT.literal_value
+    if place == 0:
+        return lambda OUT, dnew, dout, count: (dnew[0] + load(dout, count),) + dnew[1:]
+    if place == 1:
+        return lambda OUT, dnew, dout, count: (dnew[0], dnew[1] + load(dout, count)) + dnew[2:]
+    return lambda OUT, dnew, dout, count: dnew

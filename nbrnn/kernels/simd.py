@@ -406,6 +406,21 @@ def store_many(typingctx, p, stride, values, count):
     return types.void(p, types.intp, values, types.intp), codegen
 
 
+@intrinsic
+def accumulate_many(typingctx, p, stride, values):
+    """Add a tuple of vectors to those `stride` elements apart."""
+    if not isinstance(values, types.BaseTuple):
+        return None
+    lanes = Lanes(p.dtype)
+
+    def codegen(context, builder, sig, args):
+        for at, value in _tuple_cells(context, builder, *args, sig.args[2], lanes):
+            emit_store(builder, builder.fadd(emit_load(builder, at, value.type), value), at)
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, values), codegen
+
+
 def _tuple_cells(context, builder, p, stride, values, kind, lanes):
     """Pointer and vector of every element of a tuple of vectors and numbers."""
     for n, value in enumerate(cgutils.unpack_tuple(builder, values)):

@@ -211,6 +211,29 @@ def check_size(name: str, value: Any, least: int = 1) -> int:
     return int(value)
 
 
+def check_number(name: str, value: Any) -> float:
+    """A finite number, or a clear error."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    if not np.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number, got {value}")
+    return float(value)
+
+
+def check_positive(name: str, value: Any) -> float | None:
+    """A number above zero or None, or a clear error."""
+    if value is not None and not check_number(name, value) > 0:
+        raise ValueError(f"{name}: expected more than 0, got {value}")
+    return None if value is None else float(value)
+
+
+def check_letters(name: str, value: Any, known: str, least: int = 1) -> str:
+    """Some of the letters of `known`, in their order, or a clear error."""
+    if not isinstance(value, str) or set(value) - set(known) or len(set(value)) < max(len(value), least):
+        raise ValueError(f"{name}: expected some of the letters of {known!r}, got {value!r}")
+    return "".join(letter for letter in known if letter in value)
+
+
 def check_fraction(name: str, value: Any) -> float:
     """A probability in [0, 1), or a clear error."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):

@@ -1,6 +1,6 @@
 """From parameters as torch lays them out to the panels that the scan streams, and back for the gradients.
 
-torch    weight_ih [G H, I], weight_hh [G H, H], biases [G H]: gate by gate
+torch    weight_ih [G H, I], weight_hh [G H, P], biases [G H]: gate by gate; weight_hr [P, H]
 panels   [J, K, S' U W]: J blocks of U W hidden units; within a block gate by gate, so that a register tile holds
          whole cells; a hidden size that does not fill the last block is filled up with zeros
 """
@@ -22,17 +22,14 @@ from nbrnn.kernels.tiles import VECTORS, panel_width, product_kernel
 
 
 class Weights(NamedTuple):
-    """The parameters of one layer and direction; the biases may be None."""
+    """The parameters of one layer and direction that go into products; None: there is none."""
 
     weight_ih: np.ndarray
-    weight_hh: np.ndarray
-    bias_ih: np.ndarray | None
-    bias_hh: np.ndarray | None
-
-
-def layout_of(cell: Cell) -> Layout:
-    """The layout of a cell's pre-activations."""
-    return Layout(cell.slots, len(cell.input_slots), len(cell.recurrent_slots), len(cell.states))
+    weight_hh: np.ndarray | None = None
+    bias_ih: np.ndarray | None = None
+    bias_hh: np.ndarray | None = None
+    weight_hr: np.ndarray | None = None
+    bias_hr: np.ndarray | None = None
 
 
 class Packing:
@@ -41,66 +38,87 @@ class Packing:
     Parameters
     ----------
     cell : Cell
-    hidden : int
-        Hidden size H.
+    layout : Layout
+    hidden, output : int
+        Hidden size H, and the size P of what is fed back.
     dtype : numpy.dtype
     """
 
-    def __init__(self, cell: Cell, hidden: int, dtype: np.dtype):
-        self.layout = layout = layout_of(cell)
-        self.hidden, self.dtype = hidden, dtype
+    def __init__(self, cell: Cell, layout: Layout, hidden: int, output: int, dtype: np.dtype):
+        self.layout, self.hidden, self.output, self.dtype = layout, hidden, output, dtype
         self.panels, self.units, self.columns = layout.panels(hidden, dtype), layout.units(dtype), layout.columns(dtype)
-        blocks = [cell.gates.index(gate) for gate in cell.input_slots]
-        self.input_order = self._order(blocks)
-        self.input_runs = self._runs(blocks, 0)
-        blocks = [cell.gates.index(gate) for gate in cell.recurrent_slots]
-        self.recurrent_order = self._order(blocks)
-        self.recurrent_runs = self._runs(blocks, layout.slots - layout.recurrent)
+        first = layout.slots - layout.second - layout.recurrent
+        self.input_order, self.input_runs = self._places(cell, cell.input_slots, 0)
+        self.recurrent_order, self.recurrent_runs = self._places(cell, cell.recurrent_slots, first)
+        self.second_order, self.second_runs = self._places(cell, cell.second, layout.slots - layout.second)
+        U = layout.vectors
+        self.sizes = (layout.slots * U, layout.kept * U, U, layout.inputs * U, layout.recurrent * U, layout.second * U)
 
-    def kernels(self) -> tuple[int, int]:
-        """Addresses of the kernels for the input and for the recurrent product."""
+    def kernels(self, projected: bool) -> tuple[int, int, int]:
+        """Addresses of the kernels for the input, the recurrent and the second product."""
         U, dtype = self.layout.vectors, self.dtype
-        return product_kernel(self.layout.inputs * U, dtype), product_kernel(self.layout.recurrent * U, dtype)
+        counts = self.layout.inputs * U, self.layout.recurrent * U, VECTORS if projected else self.layout.second * U
+        return tuple(product_kernel(count, dtype) if count else 0 for count in counts)
 
-    def _order(self, blocks: list[int]) -> np.ndarray:
-        """The row of the weight matrix for every column of the panels."""
-        unit = np.arange(self.panels * self.units).reshape(self.panels, 1, self.units)
-        rows = np.array(blocks).reshape(1, -1, 1) * self.hidden + unit
-        return np.where(unit < self.hidden, rows, -1).ravel()
-
-    def _runs(self, blocks: list[int], first_slot: int) -> np.ndarray:
-        """Where the gradient of every row of the weight matrix lies in the tape (`gemm.runs_of`)."""
+    def _places(self, cell: Cell, slots: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
+        """The row of the weight matrix for every column of the panels, and where the gradient of every row lies in
+        the tape (`gemm.runs_of`), for gates from slot `first` on."""
         H, pieces = self.hidden, (self.units, self.columns)
-        columns = [(first_slot + n) * self.units for n in range(len(blocks))]
-        runs = [gemm.runs_of(H, self.dtype, block * H, at, *pieces) for block, at in zip(blocks, columns)]
-        return np.concatenate(runs)
+        blocks = [cell.gates.index(gate) for gate in slots]
+        unit = np.arange(self.panels * self.units).reshape(self.panels, 1, self.units)
+        rows = np.array(blocks, np.int64).reshape(1, -1, 1) * H + unit
+        runs = [gemm.runs_of(H, self.dtype, b * H, (first + n) * self.units, *pieces) for n, b in enumerate(blocks)]
+        return np.where(unit < H, rows, -1).ravel(), np.concatenate(runs) if runs else np.empty((0, 3), np.int64)
 
-    def forward(self, weights: Weights) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(w_ih [J, I, .], bias [J S U W], w_hh [J, H, .])."""
-        rows, width = gemm.pack_rows, self.units
-        w_ih = self._pack(rows, weights.weight_ih, self.input_order, self.panels, self.layout.inputs * width)
-        w_hh = self._pack(rows, weights.weight_hh, self.recurrent_order, self.panels, self.layout.recurrent * width)
-        bias = np.zeros((self.panels, self.layout.slots, self.units), self.dtype)
+    def forward(self, weights: Weights) -> tuple[np.ndarray, ...]:
+        """(w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid, bias_mid), as the scan wants them."""
+        layout, units = self.layout, self.units
+        w_ih = self._pack_rows(weights.weight_ih, self.input_order, layout.inputs * units)
+        bias = np.zeros((self.panels, layout.slots, units), self.dtype)
         if weights.bias_ih is not None:
-            bias[:, : self.layout.inputs] += self._bias(weights.bias_ih, self.input_order)
-            bias[:, self.layout.slots - self.layout.recurrent :] += self._bias(weights.bias_hh, self.recurrent_order)
-        return w_ih, bias.ravel(), w_hh
+            bias[:, : layout.inputs] += self._bias(weights.bias_ih, self.input_order)
+        if weights.bias_hh is not None:
+            first, stop = layout.slots - layout.second - layout.recurrent, layout.slots - layout.second
+            bias[:, first:stop] += self._bias(weights.bias_hh, self.recurrent_order)
+            bias[:, stop:] += self._bias(weights.bias_hh, self.second_order)
+        w_hh = np.empty((self.panels, self.output, 0), self.dtype)
+        w_mid, bias_mid = np.empty((0, self.hidden, 0), self.dtype), np.empty(0, self.dtype)
+        if layout.recurrent:
+            w_hh = self._pack_rows(weights.weight_hh, self.recurrent_order, layout.recurrent * units)
+        if layout.second:
+            w_mid = self._pack_rows(weights.weight_hh, self.second_order, layout.second * units)
+        if weights.weight_hr is not None:
+            order = gemm.plain_order(self.output, self.dtype)
+            w_mid = self._pack_rows(weights.weight_hr, order, panel_width(VECTORS, self.dtype))
+            bias_mid = np.zeros(len(order), self.dtype)
+            if weights.bias_hr is not None:
+                bias_mid[: self.output] = weights.bias_hr
+        return w_ih, bias.ravel(), w_hh, w_mid, bias_mid
 
-    def backward_hh(self, weights: Weights) -> np.ndarray:
-        """The recurrent weights for ``dh = dgates @ weight_hh``: [Q, K, P]."""
-        return self._pack(gemm.pack_columns, weights.weight_hh, self.recurrent_order, *self._plain(weights.weight_hh))
+    def backward(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
+        """The transposed weights of the recurrent and of the second product, in panels."""
+        P = panel_width(VECTORS, self.dtype)
+        none = np.empty((0, 0, P), self.dtype)
+        hh = self._pack_columns(weights.weight_hh, self.recurrent_order) if self.layout.recurrent else none
+        if self.layout.second:
+            return hh, self._pack_columns(weights.weight_hh, self.second_order)
+        if weights.weight_hr is not None:
+            return hh, self._pack_columns(weights.weight_hr, np.arange(self.output))
+        return hh, none
 
     def backward_ih(self, weights: Weights) -> np.ndarray:
         """The input weights for ``dx = dgates @ weight_ih``: [Q, K, P]."""
-        return self._pack(gemm.pack_columns, weights.weight_ih, self.input_order, *self._plain(weights.weight_ih))
+        return self._pack_columns(weights.weight_ih, self.input_order)
 
-    def _plain(self, weight: np.ndarray) -> tuple[int, int]:
-        """Panels and their width for a product with the columns of a weight matrix."""
-        return gemm.panels(weight.shape[1], self.dtype), panel_width(VECTORS, self.dtype)
+    def _pack_rows(self, weight: np.ndarray, order: np.ndarray, width: int) -> np.ndarray:
+        return self._pack(gemm.pack_rows, weight, order, (len(order) // width, weight.shape[1], width))
 
-    def _pack(self, entry: Callable, weight: np.ndarray, order: np.ndarray, panels: int, width: int) -> np.ndarray:
-        depth = weight.shape[1] if entry is gemm.pack_rows else len(order)
-        out = np.empty((panels, depth, width), self.dtype)
+    def _pack_columns(self, weight: np.ndarray, order: np.ndarray) -> np.ndarray:
+        shape = gemm.panels(weight.shape[1], self.dtype), len(order), panel_width(VECTORS, self.dtype)
+        return self._pack(gemm.pack_columns, weight, order, shape)
+
+    def _pack(self, entry: Callable, weight: np.ndarray, order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        out = np.empty(shape, self.dtype)
         run(entry, shards_for(20 * weight.size), weight, order, out)
         return out
 

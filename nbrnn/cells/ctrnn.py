@@ -1,0 +1,65 @@
+"""The continuous-time recurrent network, integrated over steps of the length dt.
+
+    tau dv/dt = -v + W_ih x + b_ih + W_hh y + b_hh        y = s(v + theta), s: sigmoid
+
+    Euler          v' = v + dt / tau (a - v)              a: the right side without -v, constant over the step
+    exponential    v' = a + (v - a) exp(-dt / tau)        exact for a constant a, stable for every dt
+
+The output, which is also what is fed back, is y; the state is v. tau = exp(log_tau) stays positive. The Euler step
+needs dt < 2 tau.
+
+K. Funahashi and Y. Nakamura, Approximation of Dynamical Systems by Continuous Time Recurrent Neural Networks, Neural
+Networks 6 (1993); R. D. Beer, On the Dynamics of Small Continuous-Time Recurrent Neural Networks, Adaptive Behavior 3
+(1995).
+"""
+
+from nbrnn.cells.cell import Cell, Own, register
+from nbrnn.cells.equations import exp
+
+
+def emission(states, own, act):
+    (v,), (_, theta), (s,) = states, own, act
+    return s(v + theta)
+
+
+def forward_euler(gates, prev, own, act, given):
+    (a,), (v,), (tau, _), (dt,) = gates, prev, own, given
+    k = dt / tau
+    return (v + k * (a - v),), (a, k)
+
+
+def backward_euler(dnew, kept, prev, new, own, act, given):
+    (dv,), (a, k), (v_prev,), (tau, _) = dnew, kept, prev, own
+    # v = v_prev + k (a - v_prev), k = dt / tau
+    da = dv * k
+    dtau = -(da * (a - v_prev)) / tau
+    return (da,), (dv - da,), (dtau, 0.0)
+
+
+def forward_exponential(gates, prev, own, act, given):
+    (a,), (v,), (tau, _), (dt,) = gates, prev, own, given
+    e = exp(-(dt / tau))
+    return (a + (v - a) * e,), (a, e)
+
+
+def backward_exponential(dnew, kept, prev, new, own, act, given):
+    (dv,), (a, e), (v_prev,), (tau, _), (dt,) = dnew, kept, prev, own, given
+    # v = a + (v_prev - a) e, e = exp(-dt / tau)
+    dv_prev = dv * e
+    dtau = dv_prev * (v_prev - a) * dt / (tau * tau)
+    return (dv - dv_prev,), (dv_prev,), (dtau, 0.0)
+
+
+OWN = Own("log_tau", first=0.0, positive=True), Own("theta", first=0.0)
+CTRNN = register(
+    Cell(
+        "ctrnn", ("v",), ("v",), forward_euler, backward_euler, emission=emission, own=OWN, activations=("sigmoid",),
+        inside=1, given=("dt",),
+    )
+)  # fmt: skip
+CTRNN_EXPONENTIAL = register(
+    Cell(
+        "ctrnn_exponential", ("v",), ("v",), forward_exponential, backward_exponential, emission=emission, own=OWN,
+        activations=("sigmoid",), inside=1, given=("dt",),
+    )
+)  # fmt: skip
