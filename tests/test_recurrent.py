@@ -82,8 +82,8 @@ def make_problem(
 
     x = arrange(rng.integers(0, I, (T, B)) if tokens else draw(T, B, I))
     p = layer.dropout
-    masks = [((rng.random((T, B, D * H)) >= p) / (1 - p)).astype(dtype) for _ in range(L - 1)] if p else []
-    return Problem(layer, x, states(0.5), arrange(draw(T, B, D * H)), states(1), masks)
+    masks = [((rng.random((T, B, layer.output_size)) >= p) / (1 - p)).astype(dtype) for _ in range(L - 1)] if p else []
+    return Problem(layer, x, states(0.5), arrange(draw(T, B, layer.output_size)), states(1), masks)
 
 
 def pack(states):
