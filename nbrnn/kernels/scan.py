@@ -42,6 +42,7 @@ import numba
 from numba.extending import overload
 
 from nbrnn.kernels.barrier import join, meet
+from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.jit import compiled, jitable
 from nbrnn.kernels.simd import (
     accumulate_many,
@@ -90,6 +91,11 @@ class Layout:
     output: int
 
     @property
+    def inner(self) -> int:
+        """States behind h (N)."""
+        return self.states - 1
+
+    @property
     def vectors(self) -> int:
         """Vectors of hidden units in a panel (U): a panel of one gate would leave registers unused."""
         return max(1, VECTORS // self.slots)
@@ -108,7 +114,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Equations:
+class Equations(Constants):
     """A cell as the scan knows it: `jitable` functions of tuples of lanes, and where their arguments lie.
 
     Parameters
@@ -122,8 +128,8 @@ class Equations:
         ``backward(dnew, kept, prev, new, own, given) -> dgates, dprev, down``; before an operand's gradient, dgates
         may still hold what `operand_backward` needs.
     operand, operand_backward : callable or None
-        ``operand(gates, prev, own, given) -> (middle,)`` and
-        ``operand_backward(dmiddle, dgates, prev, new, own, given) -> dgates, dprev, down``, to be added to dprev, down.
+        ``operand(gates, prev, own, given) -> (middle,)`` and ``operand_backward(dmiddle, carried, dgates, prev, new,
+        own, given) -> dgates, dprev, down``, where dprev is `carried` and what is added to it.
     project, project_backward : callable or None
         After a projection: ``project((a,)) -> (y,)`` and ``project_backward((dy,), (y,)) -> (da,)``.
     """
@@ -137,38 +143,42 @@ class Equations:
     project: Callable | None = None
     project_backward: Callable | None = None
 
+    def __getattr__(self, name: str) -> int:
+        """The numbers of the layout, and what follows from them."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.layout, name)
+
+    @property
+    def step(self) -> Callable:
+        return _step_with_operand if self.operand else _step_with_projection if self.project else _step
+
+    @property
+    def step_back(self) -> Callable:
+        if self.operand:
+            return _step_back_with_operand
+        return _step_back_with_projection if self.project else _step_back
+
 
 @cache
-def compile_scan(equations: Equations, dtype: str) -> tuple[Callable, Callable]:
+def compile_scan(cell: Equations, dtype: str) -> tuple[Callable, Callable]:
     """The entries of the forward and the backward scan of a cell; arguments as in `_forward` and `_backward`."""
-    layout, functions, functions_back = equations.layout, (equations.forward,), (equations.backward,)
-    step, step_back = _step, _step_back
-    if equations.operand:
-        step, step_back = _step_with_operand, _step_back_with_operand
-        functions, functions_back = (*functions, equations.operand), (*functions_back, equations.operand_backward)
-    elif equations.project:
-        step, step_back = _step_with_projection, _step_back_with_projection
-        functions, functions_back = (*functions, equations.project), (*functions_back, equations.project_backward)
-    f, *rest = functions
-    second, f_back, second_back = (rest or functions)[0], functions_back[0], functions_back[-1]
-    S, K, N, OWN, GIVEN = layout.slots, layout.kept, layout.states - 1, layout.own, layout.given
-    OUT = layout.output
 
     def forward_scan(shards, *args):
         if shards == 1:
-            _forward(0, 1, step, f, second, S, N, OWN, GIVEN, args)
+            _forward(0, 1, cell, args)
         else:
             for s in numba.prange(shards):
-                _forward(s, shards, step, f, second, S, N, OWN, GIVEN, args)
+                _forward(s, shards, cell, args)
 
     def backward_scan(shards, *args):
         if shards == 1:
-            _backward(0, 1, step_back, f_back, second_back, K, N, OWN, GIVEN, OUT, args)
+            _backward(0, 1, cell, args)
         else:
             for s in numba.prange(shards):
-                _backward(s, shards, step_back, f_back, second_back, K, N, OWN, GIVEN, OUT, args)
+                _backward(s, shards, cell, args)
 
-    tag = f"{equations.name}-{dtype}"
+    tag = f"{cell.name}-{dtype}"
     return compiled(forward_scan, tag=tag, parallel=True), compiled(backward_scan, tag=tag, parallel=True)
 
 
@@ -190,23 +200,21 @@ def _wait(team, n, meetings):
 
 
 @jitable
-def _forward(shard, shards, step_of, equations, second, S, N, OWN, GIVEN, args):
+def _forward(shard, shards, cell, args):
     """One shard of the forward scan.
 
-    S, N, OWN, GIVEN: lengths of the equations' tuples of pre-activations, states behind h, own and given numbers;
-    sizes: (S U, K U, U, and the vectors of the input, the recurrent and the second product); first: this direction's
-    first column of y; weights: w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], and those of the second product with a
-    bias, all in panels; gates: flat.
+    kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; first: this direction's first
+    column of y; w_ih: [J, I, .]; bias: [J S U W]; w_hh: [J, P, .]; w_mid, bias_mid: of the second product; gates: flat.
     """
     # A parallel region takes no tuples within its tuple of arguments.
-    (all_units, kept_units, units, inputs, recurrents, seconds, kernel_ih, kernel_hh, kernel_mid, by_units, block, keep,
+    (kernel_ih, kernel_hh, kernel_mid, by_units, block, keep,
      reverse, first, x, w_ih, bias, w_hh, w_mid, bias_mid, own, given, y, inner, middle, gates,
      counters) = args  # fmt: skip
-    sizes, kernels = (all_units, kept_units, units, inputs, recurrents, seconds), (kernel_ih, kernel_hh, kernel_mid)
+    kernels = kernel_ih, kernel_hh, kernel_mid
     weights = w_ih, bias, w_hh, w_mid, bias_mid
     T, B, J, H = x.shape[0], x.shape[1], weights[0].shape[0], middle.shape[2]
     W, ld = lanes_of(pointer(y, 0)), y.shape[2]
-    PANEL = sizes[1] * W
+    PANEL = cell.kept * cell.vectors * W
     lo, hi, j0, j1, q0, q1 = 0, B, 0, J, 0, weights[3].shape[0]
     if by_units:
         shards = join(counters, shards)
@@ -232,7 +240,7 @@ def _forward(shard, shards, step_of, equations, second, S, N, OWN, GIVEN, args):
         if block > 1:
             for j in range(j0, j1):
                 g = pointer(gates, (t0 - origin) * g_t + j * g_j)
-                _input(kernels[0], sizes, x, t0 * B, (s1 - s0) * B, weights, j, g, g_m)
+                _input(cell, kernels[0], x, t0 * B, (s1 - s0) * B, weights, j, g, g_m)
         for step in range(s0, s1):
             t = T - 1 - step if reverse else step
             before, after = t + 2 * reverse, t + 1
@@ -244,40 +252,40 @@ def _forward(shard, shards, step_of, equations, second, S, N, OWN, GIVEN, args):
             at = pointer(gates, (t - origin) * g_t + lo * g_m), g_m, g_j
             beside = own, pointer(given, (t * B + lo) * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
             mid, team = pointer(middle, t * c_t + lo * H), (counters, shards if by_units else 1, step)
-            step_of(equations, second, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states, beside,
-                    mid, keep, team)  # fmt: skip
+            cell.step(cell, kernels, x, row, weights, part, at, states, beside, mid, keep, team)
 
 
 @jitable
-def _step(equations, second, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states, beside, mid, keep,
+def _step(cell, kernels, x, row, weights, part, at, states, beside, mid, keep,
           team):  # fmt: skip
     """A step of a cell with one product."""
     for j in range(part[2], part[3]):
-        _products(sizes, kernels, x, row, weights, part, at, states, j)
-        _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, keep)
-    if sizes[4] > 0:
+        _products(cell, kernels, x, row, weights, part, at, states, j)
+        _forward_tile(cell, j, part, at, states, beside, keep)
+    if cell.recurrent > 0:
         _wait(team, 1, 1)
 
 
 @jitable
-def _step_with_operand(equations, operand, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states, beside,
+def _step_with_operand(cell, kernels, x, row, weights, part, at, states, beside,
                        mid, keep, team):  # fmt: skip
     """A step of a cell that has a second product before its equations."""
-    (rows, H, j0, j1, _, _), (gates, g_m, g_j), (total, _, _, _, _, count) = part, at, sizes
+    (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
     W = lanes_of(gates)
+    total, count = cell.slots * cell.vectors, cell.second * cell.vectors
     for j in range(j0, j1):
-        _products(sizes, kernels, x, row, weights, part, at, states, j)
-        _operand_tile(operand, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, mid)
+        _products(cell, kernels, x, row, weights, part, at, states, j)
+        _operand_tile(cell, j, part, at, states, beside, mid)
     _wait(team, 1, 2)
     for j in range(j0, j1):
         g, b = shift(gates, j * g_j + (total - count) * W), pointer(weights[3], j * H * count * W)
         product(kernels[2], mid, H, b, H, g, g_m, g, g_m, rows, count * W)
-        _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, keep)
+        _forward_tile(cell, j, part, at, states, beside, keep)
     _wait(team, 2, 2)
 
 
 @jitable
-def _step_with_projection(equations, project, S, N, OWN, GIVEN, sizes, kernels, x, row, weights, part, at, states,
+def _step_with_projection(cell, kernels, x, row, weights, part, at, states,
                           beside, mid, keep, team):  # fmt: skip
     """A step of a cell whose result is projected."""
     (rows, H, j0, j1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
@@ -285,10 +293,10 @@ def _step_with_projection(equations, project, S, N, OWN, GIVEN, sizes, kernels, 
     size, P = w_hh.shape[1], w_mid.shape[2]
     W = lanes_of(h)
     for j in range(j0, j1):
-        _products(sizes, kernels, x, row, weights, part, at, states, j)
+        _products(cell, kernels, x, row, weights, part, at, states, j)
         # h of the step before has another size: the equations cannot use it
         hidden = mid, mid, H, c_prev, c, plane
-        _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, hidden, beside, keep)
+        _forward_tile(cell, j, part, at, hidden, beside, keep)
     _wait(team, 1, 2)
     for q in range(q0, q1):
         columns, out = min(P, size - q * P), shift(h, q * P)
@@ -296,31 +304,32 @@ def _step_with_projection(equations, project, S, N, OWN, GIVEN, sizes, kernels, 
         for m in range(rows):
             for n in range(0, columns, W):
                 place = shift(out, m * ld + n)
-                (value,) = project((load(place, columns - n),))
+                (value,) = cell.project((load(place, columns - n),))
                 store(place, value, columns - n)
     _wait(team, 2, 2)
 
 
 @jitable
-def _products(sizes, kernels, x, row, weights, part, at, states, j):
+def _products(cell, kernels, x, row, weights, part, at, states, j):
     """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's."""
     (rows, _, _, _, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
-    total, _, _, _, recurrent, second = sizes
+    U = cell.vectors
+    total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
     g, w_hh = shift(gates, j * g_j), weights[2]
     W, fed = lanes_of(g), w_hh.shape[1]
     if row >= 0:
-        _input(kernels[0], sizes, x, row, rows, weights, j, g, g_m)
+        _input(cell, kernels[0], x, row, rows, weights, j, g, g_m)
     if recurrent > 0:
         r, b = shift(g, (total - recurrent - second) * W), pointer(w_hh, j * fed * recurrent * W)
         product(kernels[1], h_prev, ld, b, fed, r, g_m, r, g_m, rows, recurrent * W)
 
 
 @jitable
-def _input(kernel, sizes, x, row, rows, weights, j, g, g_m):
+def _input(cell, kernel, x, row, rows, weights, j, g, g_m):
     """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
     w_ih, bias, _, _, _ = weights
     I, W = w_ih.shape[1], lanes_of(g)
-    total, columns = sizes[0] * W, sizes[3] * W
+    total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
     if x.ndim == 2:
         for m in range(rows):
             token = x[(row + m) // x.shape[1], (row + m) % x.shape[1]]
@@ -336,16 +345,16 @@ def _input(kernel, sizes, x, row, rows, weights, j, g, g_m):
 
 
 @jitable
-def _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, keep):
+def _forward_tile(cell, j, part, at, states, beside, keep):
     """The cell's equations on one panel of some rows."""
     (rows, H, _, _, _, _), (gates, g_m, g_j), (_, h, ld, _, c, plane) = part, at, states
     W = lanes_of(gates)
-    units = sizes[2] * W
+    units = cell.vectors * W
     for m in range(rows):
         for unit in range(j * units, (j + 1) * units, W):
             count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
-            prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
-            new, kept = equations(load_many(here, units, W, S), prev, own, given)
+            prev, own, given = _arguments(cell, m, unit, count, H, states, beside)
+            new, kept = cell.forward(load_many(here, units, W, cell.slots), prev, own, given)
             store(shift(h, m * ld + unit), new[0], count)
             store_many(shift(c, m * H + unit), plane, new[1:], count)
             if keep:
@@ -353,49 +362,48 @@ def _forward_tile(equations, S, N, OWN, GIVEN, sizes, j, part, at, states, besid
 
 
 @jitable
-def _operand_tile(operand, S, N, OWN, GIVEN, sizes, j, part, at, states, beside, mid):
+def _operand_tile(cell, j, part, at, states, beside, mid):
     """The left factor of the second product on one panel of some rows."""
     (rows, H, _, _, _, _), (gates, g_m, g_j) = part, at
     W = lanes_of(gates)
-    units = sizes[2] * W
+    units = cell.vectors * W
     for m in range(rows):
         for unit in range(j * units, (j + 1) * units, W):
             count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
-            prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
-            (value,) = operand(load_many(here, units, W, S), prev, own, given)
+            prev, own, given = _arguments(cell, m, unit, count, H, states, beside)
+            (value,) = cell.operand(load_many(here, units, W, cell.slots), prev, own, given)
             store(shift(mid, m * H + unit), value, count)
 
 
 @jitable
-def _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside):
+def _arguments(cell, m, unit, count, H, states, beside):
     """The states before, own and given numbers of some hidden units in row m."""
     (h_prev, _, ld, c_prev, _, plane), (own, given, given_plane) = states, beside
     W, at = lanes_of(h_prev), m * H + unit
-    prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, at), plane, count, N)
-    mine = load_many(pointer(own, unit), own.shape[1], W, OWN)
-    return prev, mine, load_many(shift(given, at), given_plane, count, GIVEN)
+    prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, at), plane, count, cell.inner)
+    mine = load_many(pointer(own, unit), own.shape[1], W, cell.own)
+    return prev, mine, load_many(shift(given, at), given_plane, count, cell.given)
 
 
 # ------------------------------------------------------------------ backward
 
 
 @jitable
-def _backward(shard, shards, step_of, equations, second, K, N, OWN, GIVEN, OUT, args):
+def _backward(shard, shards, cell, args):
     """One shard of the backward scan: turns the tape into the gradients of the pre-activations.
 
-    K, N, OWN, GIVEN: lengths of the equations' tuples; OUT: the state that the output's gradient belongs to; dy: [T, B,
-    D P]; weights: those of the recurrent and of the second product, transposed, in panels, their depth in the order of
-    the tape; dh: [B, .] and dinner: [N, B, H] hold the gradients of the last state, and of the first one afterwards;
-    dmid: [B, .], scratch; dz: [T, B, P], the gradient of what a projection gives; down: [., B, J U W], zeros, to which
-    the gradients of own parameters are added.
+    dy: [T, B, D P]; w_hh, w_mid: the weights of the recurrent and of the second product, transposed, in panels, their
+    depth in the order of the tape; dh: [B, .] and dinner: [N, B, H] hold the gradients of the last state, and of the
+    first one afterwards; dmid: [B, .], scratch; dz: [T, B, P], the gradient of what a projection gives; down: [., B, J
+    U W], zeros, to which the gradients of own parameters are added.
     """
-    (all_units, kept_units, units, inputs, recurrents, seconds, kernel, by_units, reverse, first, dy, w_hh, w_mid, own,
+    (kernel, by_units, reverse, first, dy, w_hh, w_mid, own,
      given, y, inner, middle, gates, dh, dinner, dmid, dz, down, counters) = args  # fmt: skip
-    sizes, weights = (all_units, kept_units, units, inputs, recurrents, seconds), (w_hh, w_mid)
+    weights = w_hh, w_mid
     T, B, ld = dy.shape
     H, W, P = inner.shape[3], lanes_of(pointer(y, 0)), weights[0].shape[2]
-    g_m, units = gates.size // (T * B), units * W
-    J, panels = g_m // (sizes[1] * W), -(-H // P)
+    g_m, units = gates.size // (T * B), cell.vectors * W
+    J, panels = g_m // (cell.kept * units), -(-H // P)
     lo, hi, p0, p1, q0, q1 = 0, B, 0, panels, 0, weights[0].shape[0]
     if by_units:
         shards = join(counters, shards)
@@ -412,7 +420,7 @@ def _backward(shard, shards, step_of, equations, second, K, N, OWN, GIVEN, OUT, 
     for step in range(T - 1, -1, -1):
         t = T - 1 - step if reverse else step
         before, after, now = (t + 2 * reverse) * B + lo, (t + 1) * B + lo, t * B + lo
-        at = pointer(gates, now * g_m), g_m, sizes[1] * W
+        at = pointer(gates, now * g_m), g_m, cell.kept * units
         states = (
             pointer(y, before * ld + first), pointer(y, after * ld + first), ld, pointer(inner, before * H),
             pointer(inner, after * H), plane,
@@ -424,40 +432,40 @@ def _backward(shard, shards, step_of, equations, second, K, N, OWN, GIVEN, OUT, 
         beside = own, pointer(given, now * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
         mid = pointer(middle, now * H), pointer(dmid, lo * dmid.shape[1]), dmid.shape[1], pointer(dz, now * dz.shape[2])
         team = counters, shards if by_units else 1, T - 1 - step
-        step_of(equations, second, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at, states, gradients, beside,
-                mid, team)  # fmt: skip
+        cell.step_back(cell, kernel, weights, part, at, states, gradients, beside, mid, team)
 
 
 @jitable
-def _step_back(equations, second, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at, states, gradients, beside,
+def _step_back(cell, kernel, weights, part, at, states, gradients, beside,
                mid, team):  # fmt: skip
     """A step back of a cell with one product."""
-    _backward_tile(equations, K, N, OWN, GIVEN, OUT, sizes, part, at, states, gradients, beside)
-    if sizes[4] > 0:
+    _backward_tile(cell, cell.output, part, at, states, gradients, beside)
+    if cell.recurrent > 0:
         # One meeting a product is enough: dh of a unit is read and written by its own shard alone
         _wait(team, 1, 1)
-        _recurrent_back(sizes, kernel, weights, part, at, gradients)
+        _recurrent_back(cell, kernel, weights, part, at, gradients)
 
 
 @jitable
-def _step_back_with_operand(equations, second, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at, states,
+def _step_back_with_operand(cell, kernel, weights, part, at, states,
                             gradients, beside, mid, team):  # fmt: skip
     """A step back of a cell that has a second product before its equations."""
     (rows, _, _, _, p0, p1, _, _), (_, dm, ld, _), w = part, mid, weights[1]
     W, P = lanes_of(dm), w.shape[2]
-    _backward_tile(equations, K, N, OWN, GIVEN, OUT, sizes, part, at, states, gradients, beside)
+    _backward_tile(cell, cell.output, part, at, states, gradients, beside)
     _wait(team, 1, 2)
-    start, count = (sizes[0] - sizes[5]) * W, sizes[5] * W
+    units = cell.vectors * W
+    start, count = (cell.slots - cell.second) * units, cell.second * units
     for p in range(p0, p1):
         _clear(shift(dm, p * P), ld, rows, P)
         _product_back(kernel, at, start, count, w, p, shift(dm, p * P), ld, rows)
-    _operand_backward_tile(second, K, N, OWN, GIVEN, sizes, part, at, states, gradients, beside, dm, ld)
+    _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld)
     _wait(team, 2, 2)
-    _recurrent_back(sizes, kernel, weights, part, at, gradients)
+    _recurrent_back(cell, kernel, weights, part, at, gradients)
 
 
 @jitable
-def _step_back_with_projection(equations, project_back, K, N, OWN, GIVEN, OUT, sizes, kernel, weights, part, at,
+def _step_back_with_projection(cell, kernel, weights, part, at,
                                states, gradients, beside, mid, team):  # fmt: skip
     """A step back of a cell whose result is projected."""
     (rows, H, _, _, p0, p1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
@@ -469,7 +477,7 @@ def _step_back_with_projection(equations, project_back, K, N, OWN, GIVEN, OUT, s
         for n in range(q0 * P, min(size, q1 * P), W):
             count = size - n
             dy = load(shift(dh, m * ld_dh + n), count) + load(shift(dout, m * ld + n), count)
-            (value,) = project_back((dy,), (load(shift(h, m * ld + n), count),))
+            (value,) = cell.project_backward((dy,), (load(shift(h, m * ld + n), count),))
             store(shift(z, m * size + n), value, count)
     _wait(team, 1, 2)
     for p in range(p0, p1):
@@ -478,17 +486,18 @@ def _step_back_with_projection(equations, project_back, K, N, OWN, GIVEN, OUT, s
         product(kernel, z, size, pointer(w, p * size * P), size, into, ld_dm, into, ld_dm, rows, P)
     hidden = middle, middle, H, c_prev, c, plane
     inside = dm, dm, ld_dm, dc, dplane, down, down_plane, ld_down
-    _backward_tile(equations, K, N, OWN, GIVEN, -1, sizes, part, at, hidden, inside, beside)
+    _backward_tile(cell, -1, part, at, hidden, inside, beside)
     _wait(team, 2, 2)
     _clear(shift(dh, q0 * P), ld_dh, rows, (q1 - q0) * P)
-    _recurrent_back(sizes, kernel, weights, part, at, gradients)
+    _recurrent_back(cell, kernel, weights, part, at, gradients)
 
 
 @jitable
-def _recurrent_back(sizes, kernel, weights, part, at, gradients):
+def _recurrent_back(cell, kernel, weights, part, at, gradients):
     """Add what the gradients of the pre-activations mean for what was fed back."""
     (rows, _, _, _, _, _, q0, q1), (_, dh, ld, _, _, _, _, _), w = part, gradients, weights[0]
-    total, _, _, _, recurrent, second = sizes
+    U = cell.vectors
+    total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
     W, P = lanes_of(dh), w.shape[2]
     for q in range(q0, q1):
         start, count = (total - recurrent - second) * W, recurrent * W
@@ -517,22 +526,22 @@ def _clear(p, ld, rows, columns):
 
 
 @jitable
-def _backward_tile(equations, K, N, OWN, GIVEN, OUT, sizes, part, at, states, gradients, beside):
+def _backward_tile(cell, OUT, part, at, states, gradients, beside):
     """The cell's backward equations on some panels of some rows."""
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
     dout, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
     ld, W = states[2], lanes_of(gates)
-    units = sizes[2] * W
+    units = cell.vectors * W
     for j in range(j0, j1):
         for m in range(rows):
             for unit in range(j * units, (j + 1) * units, W):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
                 dh_at, dc_at, down_at = m * ld_dh + unit, m * H + unit, m * ld_down + unit
-                prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
-                new = _states_after(N, m, unit, count, H, states)
-                dnew = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, N)
+                prev, own, given = _arguments(cell, m, unit, count, H, states, beside)
+                new = _states_after(cell, m, unit, count, H, states)
+                dnew = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, cell.inner)
                 dnew = _with_output(OUT, dnew, shift(dout, m * ld + unit), count)
-                dgates, dprev, dmine = equations(dnew, load_many(here, units, W, K), prev, new, own, given)
+                dgates, dprev, dmine = cell.backward(dnew, load_many(here, units, W, cell.kept), prev, new, own, given)
                 store_padded(here, units, dgates, count)
                 store(shift(dh, dh_at), dprev[0], count)
                 store_many(shift(dc, dc_at), dplane, dprev[1:], count)
@@ -540,23 +549,23 @@ def _backward_tile(equations, K, N, OWN, GIVEN, OUT, sizes, part, at, states, gr
 
 
 @jitable
-def _operand_backward_tile(equations, K, N, OWN, GIVEN, sizes, part, at, states, gradients, beside, dm, ld_dm):
+def _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld_dm):
     """What the gradient of the second product's left factor adds, on some panels of some rows."""
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
     _, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
     W = lanes_of(gates)
-    units = sizes[2] * W
+    units = cell.vectors * W
     for j in range(j0, j1):
         for m in range(rows):
             for unit in range(j * units, (j + 1) * units, W):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
                 dh_at, dc_at, down_at = m * ld_dh + unit, m * H + unit, m * ld_down + unit
-                prev, own, given = _arguments(N, OWN, GIVEN, m, unit, count, H, states, beside)
-                new = _states_after(N, m, unit, count, H, states)
-                carried = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, N)
+                prev, own, given = _arguments(cell, m, unit, count, H, states, beside)
+                new = _states_after(cell, m, unit, count, H, states)
+                carried = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, cell.inner)
                 dmid = (load(shift(dm, m * ld_dm + unit), count),)
-                slots = load_many(here, units, W, K)
-                dgates, dprev, dmine = equations(dmid, carried, slots, prev, new, own, given)
+                slots = load_many(here, units, W, cell.kept)
+                dgates, dprev, dmine = cell.operand_backward(dmid, carried, slots, prev, new, own, given)
                 store_padded(here, units, dgates, count)
                 store(shift(dh, dh_at), dprev[0], count)
                 store_many(shift(dc, dc_at), dplane, dprev[1:], count)
@@ -564,10 +573,10 @@ def _operand_backward_tile(equations, K, N, OWN, GIVEN, sizes, part, at, states,
 
 
 @jitable
-def _states_after(N, m, unit, count, H, states):
+def _states_after(cell, m, unit, count, H, states):
     """The states after the step of some hidden units in row m."""
     _, h, ld, _, c, plane = states
-    return (load(shift(h, m * ld + unit), count),) + load_many(shift(c, m * H + unit), plane, count, N)
+    return (load(shift(h, m * ld + unit), count),) + load_many(shift(c, m * H + unit), plane, count, cell.inner)
 
 
 def _with_output(OUT, dnew, dout, count):

@@ -155,7 +155,7 @@ class Direction:
         tape = Tape(x, y, inner, middle, gates, own, given)
         if T and B:
             kernels = packing.kernels(self.shape.options.projection is not None)
-            how = (*packing.sizes, *kernels, plan.by_units, plan.block, keep, self.reverse, column)
+            how = (*kernels, plan.by_units, plan.block, keep, self.reverse, column)
             args = (*how, x, *packed, own, given, y, inner, middle, gates, new_counters())
             run(self._scans[0], plan.shards, *args)
         else:
@@ -243,7 +243,7 @@ class Direction:
         if T and B:
             _, plan = self.schedules(T, B)
             dmiddle = np.empty((B, gemm.padded(H, self.dtype)), self.dtype)
-            how = (*packing.sizes, product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, self.reverse * P)
+            how = (product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, self.reverse * P)
             kept = (tape.own, tape.given, tape.y, tape.inner, tape.middle, tape.gates)
             args = (dy, *packing.backward(weights), *kept, dh, dinner, dmiddle, dz, down, new_counters())
             run(self._scans[1], plan.shards, *how, *args)

@@ -51,8 +51,6 @@ class Packing:
         self.input_order, self.input_runs = self._places(cell, cell.input_slots, 0)
         self.recurrent_order, self.recurrent_runs = self._places(cell, cell.recurrent_slots, first)
         self.second_order, self.second_runs = self._places(cell, cell.second, layout.slots - layout.second)
-        U = layout.vectors
-        self.sizes = (layout.slots * U, layout.kept * U, U, layout.inputs * U, layout.recurrent * U, layout.second * U)
 
     def kernels(self, projected: bool) -> tuple[int, int, int]:
         """Addresses of the kernels for the input, the recurrent and the second product."""
