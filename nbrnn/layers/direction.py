@@ -82,6 +82,8 @@ class Direction:
         self.layout = self.program.equations.layout
         self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype)
         self._scans = compile_scan(self.program.equations, self.dtype.name)
+        self.names = list(self.shapes())
+        self._fields = [name + end if name + end in self.names else None for name in Weights._fields]
         self._spare: list[np.ndarray] = []
         self._known: tuple[np.ndarray, tuple] | None = None
 
@@ -166,13 +168,11 @@ class Direction:
         return tape
 
     def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
-        arrays = {name: params.get(name + self.end) for name in Weights._fields}
-        return Weights(**arrays)
+        return Weights(*[None if name is None else params[name] for name in self._fields])
 
     def _packed(self, params: Parameters) -> tuple:
         """The packed weights: those of the last call where the parameters still are the same bits."""
-        names = list(self.shapes())
-        flat = params.span(names[0], names[-1])
+        flat = params.span(self.names[0], self.names[-1])
         known = self._known
         if known is not None:
             shards = shards_for(20 * flat.size)

@@ -78,7 +78,8 @@ class Packing:
         if weights.bias_hh is not None:
             first, stop = layout.slots - layout.second - layout.recurrent, layout.slots - layout.second
             bias[:, first:stop] += self._bias(weights.bias_hh, self.recurrent_order)
-            bias[:, stop:] += self._bias(weights.bias_hh, self.second_order)
+            if layout.second:
+                bias[:, stop:] += self._bias(weights.bias_hh, self.second_order)
         w_hh = np.empty((self.panels, self.output, 0), self.dtype)
         w_mid, bias_mid = np.empty((0, self.hidden, 0), self.dtype), np.empty(0, self.dtype)
         if layout.recurrent:

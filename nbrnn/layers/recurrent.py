@@ -365,6 +365,8 @@ class Recurrent(Module):
 
     def _draw_mask(self, layer: int, x: np.ndarray) -> np.ndarray | None:
         """What a layer's input is multiplied with in training: dropout between layers, variational dropout, or both."""
+        if not (self.input_dropout or (self.dropout and layer)):
+            return None
         mask = None
         if self.input_dropout and x.ndim == 2:
             raise ValueError("input_dropout: expected floats as x, got tokens; put an Embedding and a Dropout in front")
@@ -457,6 +459,8 @@ class Recurrent(Module):
     def _draw_given(self, part: Direction, beside: dict[str, np.ndarray], T: int, B: int, train: bool) -> np.ndarray:
         """The numbers that a cell's equations take beside x, [., T or 1, B, H]."""
         names, H = part.program.given, self.hidden_size
+        if not names:
+            return np.empty((0, 1, B, H), self.dtype)
         masked = train and any(self.zoneout)
         long = masked or any(len(array) > 1 for array in beside.values())
         given = np.empty((len(names), T if long else 1, B, H), self.dtype)
