@@ -4,6 +4,7 @@ __version__ = "0.1.0"
 
 from nbrnn.cells.cell import Cell
 from nbrnn.kernels.jit import get_num_threads, set_num_threads
+from nbrnn.layers.check import check_cell
 from nbrnn.layers.dropout import Dropout
 from nbrnn.layers.embedding import Embedding
 from nbrnn.layers.linear import Linear
@@ -63,6 +64,7 @@ __all__ = [
     "Trainer",
     "TrainingError",
     "callbacks",
+    "check_cell",
     "get_num_threads",
     "load_checkpoint",
     "save_checkpoint",

@@ -64,7 +64,10 @@ class Value:
     def __neg__(self):
         return Value("neg", self)
 
-    def __bool__(self):
+    def __repr__(self):
+        return f"<{self.op} of {len(self.args)}>" if self.op != "input" else "<{}[{}]>".format(*self.args)
+
+    def __bool__(self, other: Any = None):
         raise TypeError("an equation cannot branch on a value: use where_less(a, b, x, y)")
 
     __lt__ = __le__ = __gt__ = __ge__ = __bool__

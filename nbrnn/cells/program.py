@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -106,7 +107,8 @@ class _Traced:
 
     def _forward(self) -> None:
         cell, prev = self.cell, self.prev[self.hidden :]
-        new, kept = call(cell.forward, self.gates, prev, self.own, self.act, self._cells_given())
+        result = call(cell.forward, self.gates, prev, self.own, self.act, self._cells_given())
+        new, kept = self._check("forward", result, {"new": len(cell.states), "kept": None})
         self.inner, self.kept = tuple(map(self.graph.add, new)), tuple(map(self.graph.add, kept))
         states = list(self.inner)
         for n, name in enumerate(cell.states):
@@ -141,10 +143,25 @@ class _Traced:
         result = call(
             cell.backward, tuple(dinner[:n]), self.kept, prev, self.inner, self.own, self.act, self._cells_given()
         )
-        dgates, dprev, down = (*result, (0.0,) * len(self.own))[:3]
+        wanted = {"dgates": S, "dprev": n} | ({"down": len(self.own)} if self.own else {})
+        dgates, dprev, down = (*self._check("backward", result, wanted), ())[:3]
         # ... and what they add
         dprev = [a + b for a, b in zip(around, [0.0] * self.hidden + list(dprev))]
         return list(dgates), dprev, [a + b for a, b in zip(around[N:], down)]
+
+    def _check(self, name: str, result: Any, wanted: dict[str, int | None]) -> tuple:
+        """What equations return: tuples of values, of these names and lengths."""
+        words = ", ".join(wanted)
+        if not isinstance(result, tuple) or len(result) != len(wanted):
+            raise TypeError(f"{self.cell.name}: expected {name} to return ({words}), got {result!r}")
+        for (key, count), values in zip(wanted.items(), result):
+            if not isinstance(values, tuple) or (count is not None and len(values) != count):
+                length = "a tuple" if count is None else f"a tuple of {count}"
+                raise TypeError(f"{self.cell.name}: expected {name} to return {length} as {key}, got {values!r}")
+            for value in values:
+                if not isinstance(value, (Value, int, float, np.number)):
+                    raise TypeError(f"{self.cell.name}: expected numbers in {key} of {name}, got {value!r}")
+        return result
 
 
 def _add(graph: Graph, *groups: list[Number]) -> list[list[Number]]:
