@@ -140,14 +140,14 @@ ENGINES = {"nbrnn": nbrnn_case, "torch": torch_case, "onnxruntime": onnxruntime_
 # ------------------------------------------------------------------ a process for each engine
 
 
-def serve(name):
+def serve(make_case):
     """Answer requests on standard input: set up a case, or time it for a while."""
     answers, sys.stdout = sys.stdout, io.StringIO()
     call = None
     for line in sys.stdin:
         request = json.loads(line)
         if "case" in request:
-            call = ENGINES[name](*request["case"])
+            call = make_case(*request["case"])
             for _ in range(3 if call else 0):
                 call()
             answer = call is not None
@@ -161,11 +161,11 @@ def serve(name):
 
 
 class Engine:
-    """A process that serves one engine."""
+    """A process that serves one engine, by a script that takes --serve."""
 
-    def __init__(self, name):
+    def __init__(self, name, script=__file__):
         self.name = name
-        command = [sys.executable, __file__, "--serve", name]
+        command = [sys.executable, script, "--serve", name]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, **request):
@@ -236,7 +236,7 @@ def main():
     parser.add_argument("--serve", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(args.serve)
+        serve(ENGINES[args.serve])
         return
     others = args.engines or [name for name in list(ENGINES)[1:] if importlib.util.find_spec(name)]
     if not others:

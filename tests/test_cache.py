@@ -61,13 +61,10 @@ def test_a_second_process_compiles_nothing(python):
 
 CELL = """
 from nbrnn.cells.cell import Cell
-from nbrnn.kernels.jit import jitable
 
-@jitable
 def forward(gates, prev):
     return (2.0 * gates[0],), ()
 
-@jitable
 def backward(dnew, kept, prev, new):
     return (2.0 * dnew[0],), (0.0,)
 
@@ -78,6 +75,7 @@ import nbrnn
 from nbrnn.cells.cell import CELLS
 cell = CELLS["elman_relu"]
 """
+TANH = RELU.replace("relu", "tanh")
 OWN = """
 import nbrnn
 from own import OWN
@@ -96,10 +94,10 @@ from nbrnn.training.clipping import global_norm
 print(global_norm(np.full(100, 3.0)))
 """
 EDITS = {
-    "a cell": (RELU + FIRST_STEP, 3, "nbrnn/cells/elman.py", "(relu(a),)", "(4.0 * relu(a),)", 12),
+    "a cell": (RELU + FIRST_STEP, 3, "nbrnn/cells/elman.py", "(f(a),)", "(4.0 * f(a),)", 12),
     "a function that cells share": (
-        *(RELU + FIRST_STEP, 3, "nbrnn/kernels/activations.py"),
-        *("return where_less(x, 0.0, 0.0, x)", "return 2.0 * where_less(x, 0.0, 0.0, x)", 6),
+        *(TANH + FIRST_STEP.replace("= 1", "= 10"), 1, "nbrnn/kernels/activations.py"),
+        *("return e / (e + 2.0)", "return 2.0 * (e / (e + 2.0))", 2),
     ),
     "a user's cell": (OWN + FIRST_STEP, 6, "own.py", "2.0 * gates[0]", "4.0 * gates[0]", 12),
     "a function of training": (

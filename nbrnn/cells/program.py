@@ -24,6 +24,7 @@ import numpy as np
 from nbrnn.cells.activation import Activation
 from nbrnn.cells.cell import Cell
 from nbrnn.cells.equations import Graph, Number, Value, choose_kept, compile_function, derive, evaluate, inputs
+from nbrnn.kernels.jit import stamp_of
 from nbrnn.kernels.scan import Equations, Layout
 
 
@@ -143,7 +144,7 @@ class _Traced:
         result = call(
             cell.backward, tuple(dinner[:n]), self.kept, prev, self.inner, self.own, self.act, self._cells_given()
         )
-        wanted = {"dgates": S, "dprev": n} | ({"down": len(self.own)} if self.own else {})
+        wanted = {"dgates": S, "dprev": n} | ({"down": len(self.own)} if self.own or len(result) == 3 else {})
         dgates, dprev, down = (*self._check("backward", result, wanted), ())[:3]
         # ... and what they add
         dprev = [a + b for a, b in zip(around, [0.0] * self.hidden + list(dprev))]
@@ -218,7 +219,8 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
         S, K, len(cell.input_slots), len(cell.recurrent_slots), second, len(prev), cell.own_rows, len(traced.names),
         int(options.recurrent_dropout),
     )  # fmt: skip
-    tag = hashlib.blake2b("".join([repr(layout), *[f.__name__ for f in functions]]).encode(), digest_size=6).hexdigest()
+    parts = [repr(layout), stamp_of(compile_function), *[function.__name__ for function in functions]]
+    tag = hashlib.blake2b("".join(parts).encode(), digest_size=6).hexdigest()
     pairs = {"operand": (2, 3)} if traced.operand is not None else {"project": (2, 3)} if options.projection else {}
     extra = {}
     for key, (a, b) in pairs.items():

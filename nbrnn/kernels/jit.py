@@ -6,9 +6,9 @@ Python calls it through `run`, with the number of shards as the first argument.
 
 Caching
     Numba looks at the file of the decorated function only, so that an edit of a helper would run the old code. Each
-    entry's cache file is therefore named by a hash of the sources in `kernels` and `cells`, `STAMP`, where all helpers
-    live that other files use, and by a tag that tells apart the entries made by one factory. Two processes that
-    compile different entries never write to the same file.
+    entry's cache file is therefore named by a hash of the sources in `kernels`, `STAMP`, where all helpers live that
+    other files use, and by a tag that tells apart the entries made by one factory. Two processes that compile
+    different entries never write to the same file.
 
 Threads
     An entry holds a serial and a parallel path. The serial one is taken for small work, for one thread, in a forked
@@ -38,7 +38,7 @@ def _stamp() -> str:
     """A hash of the sources of everything that compiled code calls across files."""
     package = Path(__file__).parents[1]
     digest = hashlib.blake2b(digest_size=6)
-    for path in sorted([*package.glob("kernels/*.py"), *package.glob("cells/*.py")]):
+    for path in sorted(package.glob("kernels/*.py")):
         digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -47,7 +47,7 @@ STAMP = _stamp()
 
 
 def stamp_of(*functions: Callable) -> str:
-    """A hash of the files that define some functions, such as the equations of a cell outside the package."""
+    """A hash of some functions and of the files that define them."""
     digest = hashlib.blake2b(digest_size=6)
     for file in sorted({function.__code__.co_filename for function in functions}):
         digest.update(Path(file).read_bytes() if Path(file).is_file() else file.encode())

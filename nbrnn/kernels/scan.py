@@ -5,8 +5,8 @@ equations on that tile while it is in the nearest cache. Backward is the mirror 
 into the gradients of the pre-activations, and a product with the transposed weights carries them one step back.
 
 Two kinds of cells have a second product in a step, whose left factor is `middle`. Where an `operand` is given, it comes
-before the equations and fills the last slots (the GRU that resets before the product). In a projection it comes after
-them: it turns their first result into the output, which is also what is fed back.
+before the equations and fills the last slots. In a projection it comes after them: it turns their first result into the
+output, which is also what is fed back.
 
 Memory, for one layer and direction (D directions share y, one beside the other); P is the size of the output, H without
 a projection:

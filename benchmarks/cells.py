@@ -1,0 +1,202 @@
+"""What a cell costs: training time per useful operation against the plain LSTM, and against PyTorch eager.
+
+    python benchmarks/cells.py                       every cell of the registry and some options
+    python benchmarks/cells.py --shapes 50,16,512,512 --cases "peephole_lstm" "lstm zoneout"
+
+A case is a cell and perhaps an option. All of ours run in one process and in turn, those in PyTorch in another. The
+cells in PyTorch are the same equations, evaluated step by step by its autograd.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from peers import Engine, serve, shape_of
+
+SHAPES = [(35, 32, 64, 256), (35, 20, 192, 192), (100, 64, 64, 128)]
+OPTIONS = {
+    "": {},
+    "projected": {"proj_size": 0.5},
+    "zoneout": {"zoneout": 0.1},
+    "recurrent dropout": {"recurrent_dropout": 0.2},
+    "clip": {"clip": 3.0},
+    "hard sigmoid, softsign": {"activations": ("hard_sigmoid", "softsign", "softsign")},
+    "derived": {},
+}
+
+
+def layer_of(case, I, H, dtype="float32"):
+    """The layer of a case: a cell's name, and an option's."""
+    import nbrnn
+    from nbrnn.cells.cell import CELLS
+
+    name, _, option = case.partition(" ")
+    cell, options = CELLS[name], dict(OPTIONS[option])
+    if "proj_size" in options:
+        options["proj_size"] = int(H * options["proj_size"])
+    if option == "derived":
+        cell = replace(cell, name=f"{name}_derived", backward=None)
+    if cell.given:
+        options["given"] = dict.fromkeys(cell.given, 0.5)
+    return nbrnn.Recurrent(cell, I, H, dtype=dtype, **options)
+
+
+def operations(layer, T, B):
+    """Useful floating-point operations of a training step: three products for each matrix."""
+    matrices = sum(view.size for name, view in layer.params.items() if view.ndim == 2 and name[:9] != "weight_c")
+    return 6 * T * B * matrices
+
+
+def training_step(case, shape):
+    import numpy as np
+
+    import nbrnn
+
+    T, B, I, H = shape
+    layer = layer_of(case, I, H)
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal((T, B, size)).astype("f4") for size in (I, layer.output_size))
+    grads = nbrnn.Parameters.zeros(layer.params.shapes, layer.dtype)
+
+    def step():
+        layer.params.flat[0] += 1e-6  # as after an update: nothing packed may be used again
+        _, _, pullback = layer.vjp(x)
+        pullback(dy, out=grads)
+
+    return step, operations(layer, T, B)
+
+
+# ------------------------------------------------------------------ the same in PyTorch
+
+
+def torch_step(case, shape, threads):
+    """A training step of a cell in PyTorch eager; its equations are those of the cell, on tensors."""
+    import torch
+
+    from nbrnn.cells.cell import Cell
+    from nbrnn.cells.program import call
+
+    torch.set_num_threads(threads)
+    patch_functions(torch)
+    T, B, I, H = shape
+    layer = layer_of(case, I, H)
+    cell: Cell = layer.cell
+    p = {name: torch.tensor(view, requires_grad=True) for name, view in layer.params.items()}
+    x, dy = torch.randn(T, B, I), torch.randn(T, B, layer.output_size)
+    own = [row for one in cell.own for row in own_rows(p[f"{one.name}_l0"], one, torch)]
+    given = tuple(torch.tensor(0.5) for _ in cell.given)
+    act, G = layer.activations, len(cell.gates)
+
+    def products(h, states, ahead):
+        """The pre-activations in the order of the equations."""
+        if not cell.feedback:
+            return ahead.chunk(G, 1)
+        if cell.second:
+            w, b = p["weight_hh_l0"], p["bias_hh_l0"]
+            first = (ahead[:, : 2 * H] + torch.addmm(b[: 2 * H], h, w[: 2 * H].T)).chunk(2, 1)
+            middle = call(cell.operand, first, states, own, act, given)
+            return (*first, ahead[:, 2 * H :] + torch.addmm(b[2 * H :], middle, w[2 * H :].T))
+        back = torch.addmm(p["bias_hh_l0"], h, p["weight_hh_l0"].T)
+        if cell.separate:
+            (i_r, i_z, i_n), (h_r, h_z, h_n) = ahead.chunk(G, 1), back.chunk(G, 1)
+            return i_n, i_r + h_r, i_z + h_z, h_n
+        return (ahead + back).chunk(G, 1)
+
+    def step():
+        for tensor in p.values():
+            tensor.grad = None
+        ahead = torch.nn.functional.linear(x, p["weight_ih_l0"], p["bias_ih_l0"])
+        states, outputs = [torch.zeros(B, H) for _ in cell.states], []
+        h = torch.zeros(B, layer.out_size)
+        for t in range(T):
+            new, _ = call(cell.forward, products(h, states, ahead[t]), states, own, act, given)
+            states = list(new)
+            h = call(cell.emission, states, own, act) if cell.emission else states[0]
+            if layer.proj_size:
+                h = layer.projection(torch.nn.functional.linear(h, p["weight_hr_l0"], p.get("bias_hr_l0")))
+            outputs.append(h)
+        torch.stack(outputs).backward(dy)
+
+    return step
+
+
+def own_rows(parameter, one, torch):
+    parameter = torch.exp(parameter) if one.positive else parameter
+    return list(parameter) if one.rows > 1 else [parameter]
+
+
+def patch_functions(torch):
+    """Let the functions of equations work on tensors."""
+    from nbrnn.cells import equations
+
+    ours = {"where_less": lambda a, b, x, y: torch.where(a < b, x, y), "clip": torch.clamp}
+    for name, function in equations.FUNCTIONS.items():
+        found = ours.get(name) or getattr(torch, name, None) or getattr(torch.nn.functional, name)
+        object.__setattr__(function, "on_arrays", found)
+
+
+# ------------------------------------------------------------------ the table
+
+
+def measure(calls, rounds):
+    """The times of calls that take turns, in seconds."""
+    times = [[] for _ in calls]
+    for _ in range(rounds):
+        for call, found in zip(calls, times):
+            call()
+            start = time.perf_counter()
+            call()
+            found.append(time.perf_counter() - start)
+    return times
+
+
+def main():
+    from nbrnn.cells.cell import CELLS
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = [f"lstm {option}" for option in OPTIONS if option]
+    parser.add_argument("--cases", nargs="+", default=[*CELLS, *options], metavar="CASE")
+    parser.add_argument("--shapes", nargs="+", type=shape_of, default=SHAPES, metavar="T,B,I,H")
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--serve", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.serve:
+        serve(lambda case, shape: torch_step(case, shape, args.threads))
+        return
+    import nbrnn
+
+    nbrnn.set_num_threads(args.threads)
+    eager = None
+    if not args.no_torch and importlib.util.find_spec("torch"):
+        eager = Engine("torch eager", __file__)
+    for shape in args.shapes:
+        print(f"\ntraining, T,B,I,H = {shape}, float32, {args.threads} threads: best (median) of {args.rounds}\n")
+        print("| case | ms | GFLOP/s | time per operation, LSTM = 1 | PyTorch eager, times slower |")
+        print("| --- | ---: | ---: | ---: | ---: |")
+        plain, plain_work = training_step("lstm", shape)
+        for case in args.cases:
+            step, work = training_step(case, shape)
+            step(), plain()
+            ours, lstm = measure([step, plain], args.rounds)
+            ratios = [a / b * plain_work / work for a, b in zip(ours, lstm)]
+            best = min(ours) / min(lstm) * plain_work / work
+            slower = "-"
+            if eager and (" " not in case or case.endswith("projected")):
+                eager.ask(case=(case, shape))
+                slower = f"{min(eager.ask(seconds=1.0)) / min(ours):.1f}"
+            ms, middle = 1e3 * min(ours), 1e3 * sorted(ours)[len(ours) // 2]
+            print(f"| {case} | {ms:.2f} ({middle:.2f}) | {work / min(ours) / 1e9:.0f} | "
+                  f"{best:.2f} ({sorted(ratios)[len(ratios) // 2]:.2f}) | {slower} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    main()
