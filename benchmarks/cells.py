@@ -89,11 +89,10 @@ def torch_step(case, shape, threads):
     cell: Cell = layer.cell
     p = {name: torch.tensor(view, requires_grad=True) for name, view in layer.params.items()}
     x, dy = torch.randn(T, B, I), torch.randn(T, B, layer.output_size)
-    own = [row for one in cell.own for row in own_rows(p[f"{one.name}_l0"], one, torch)]
     given = tuple(torch.tensor(0.5) for _ in cell.given)
     act, G = layer.activations, len(cell.gates)
 
-    def products(h, states, ahead):
+    def products(h, states, own, ahead):
         """The pre-activations in the order of the equations."""
         if not cell.feedback:
             return ahead.chunk(G, 1)
@@ -111,11 +110,12 @@ def torch_step(case, shape, threads):
     def step():
         for tensor in p.values():
             tensor.grad = None
+        own = [row for one in cell.own for row in own_rows(p[f"{one.name}_l0"], one, torch)]
         ahead = torch.nn.functional.linear(x, p["weight_ih_l0"], p["bias_ih_l0"])
         states, outputs = [torch.zeros(B, H) for _ in cell.states], []
         h = torch.zeros(B, layer.out_size)
         for t in range(T):
-            new, _ = call(cell.forward, products(h, states, ahead[t]), states, own, act, given)
+            new, _ = call(cell.forward, products(h, states, own, ahead[t]), states, own, act, given)
             states = list(new)
             h = call(cell.emission, states, own, act) if cell.emission else states[0]
             if layer.proj_size:

@@ -83,6 +83,14 @@ class Cell:
         How many of them, the last ones, are not applied to pre-activations and not clipped.
     given : tuple of str
         Names of further arguments of a call.
+    norms : int
+        In so many groups of equal size the pre-activations are normalised over the row before they reach the equations
+        (layer normalisation).
+    finish : callable or None
+        ``finish(normal, gates, new, own, act)``: h, from the second state normalised over the row; `forward` then
+        returns the other states only.
+    biased : bool
+        Whether there may be biases in the pre-activations.
     projection : str or None
         The activation of the output layer inside the loop, for cells that are nothing without one (Jordan).
     """
@@ -101,6 +109,9 @@ class Cell:
     activations: tuple[str, ...] = ()
     inside: int = 0
     given: tuple[str, ...] = ()
+    norms: int = 0
+    finish: Callable | None = None
+    biased: bool = True
     projection: str | None = None
 
     @property

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -109,12 +109,14 @@ class _Traced:
     def _forward(self) -> None:
         cell, prev = self.cell, self.prev[self.hidden :]
         result = call(cell.forward, self.gates, prev, self.own, self.act, self._cells_given())
-        new, kept = self._check("forward", result, {"new": len(cell.states), "kept": None})
+        early = len(cell.states) - (cell.finish is not None)
+        new, kept = self._check("forward", result, {"new": early, "kept": None})
         self.inner, self.kept = tuple(map(self.graph.add, new)), tuple(map(self.graph.add, kept))
-        states = list(self.inner)
-        for n, name in enumerate(cell.states):
-            if f"zoneout {name}" in self.names:
-                states[n] = prev[n] + self._given(f"zoneout {name}") * (states[n] - prev[n])
+        states = [self._zoned(n - early, value) for n, value in enumerate(self.inner)]
+        (self.normal,), self.sums = inputs("normal", 1), inputs("sums", 3)
+        if cell.finish:
+            h = call(cell.finish, self.normal, self.gates, tuple(states), self.own, self.act)
+            states.insert(0, self._zoned(0, h))
         self.states = tuple(map(self.graph.add, states))
         out = call(cell.emission, self.states, self.own, self.act) if cell.emission else self.states[0]
         front = [out] if cell.emission else []
@@ -122,6 +124,7 @@ class _Traced:
             front.insert(0, self._given("recurrent dropout") * out)
         self.output = self.graph.add(out)
         self.new = (*map(self.graph.add, front), *self.states)
+        self.late = len(front) + 1 if cell.finish else 0
         self.operand = None
         if cell.operand:
             first = self.gates[: cell.slots - len(cell.second)]
@@ -130,10 +133,31 @@ class _Traced:
                 operand = self._given("recurrent dropout") * operand
             self.operand = self.graph.add(operand)
 
+    def _zoned(self, n: int, value: Number) -> Number:
+        """State n of the cell, with zoneout if it takes part."""
+        name, prev = f"zoneout {self.cell.states[n]}", self.prev[self.hidden :][n]
+        return prev + self._given(name) * (value - prev) if name in self.names else value
+
+    def normal_backward(self) -> Number:
+        """The gradient of the normalised state."""
+        return derive(self.new[: self.late], self.dnew, [self.normal], self.new[self.late :])[0]
+
+    def _backward_normalised(self, wanted: tuple[Value, ...]) -> list[Number]:
+        """From dnew, and from what a row's mean and deviation pass on."""
+        late, early = self.new[: self.late], self.new[self.late :]
+        found = derive(late, self.dnew, [*early, *wanted], early)
+        dearly = [a + b for a, b in zip(self.dnew[self.late :], found)]
+        mean, along, scale = self.sums
+        dearly[0] = dearly[0] + (self.normal_backward() - mean - self.normal * along) * scale
+        return [a + b for a, b in zip(found[len(early) :], derive(early, dearly, wanted))]
+
     def backward(self) -> tuple[list[Number], list[Number], list[Number]]:
         """dgates, dprev and down, from dnew."""
         cell, wanted = self.cell, (*self.gates, *self.prev, *self.own)
         S, N = len(self.gates), len(self.prev)
+        if cell.finish:
+            found = self._backward_normalised(wanted)
+            return found[:S], found[S : S + N], found[S + N :]
         if cell.backward is None:
             found = derive(self.new, self.dnew, wanted)
             return found[:S], found[S : S + N], found[S + N :]
@@ -150,6 +174,19 @@ class _Traced:
         dprev = [a + b for a, b in zip(around, [0.0] * self.hidden + list(dprev))]
         return list(dgates), dprev, [a + b for a, b in zip(around[N:], down)]
 
+    def known(self) -> list[Value]:
+        """What backward is given without its being kept."""
+        return [*self.prev, *_values(self.new), *self.own, *self.given]
+
+    def groups(self, *names: str) -> dict[str, tuple]:
+        """Arguments of a compiled function by name."""
+        return {name: getattr(self, name) for name in names}
+
+    def compile(self, name: str, groups: dict[str, Any], *results: Iterable[Number]) -> Callable:
+        """One of the cell's functions."""
+        results = _add(self.graph, *results)
+        return compile_function(f"{self.cell.name}_{name}", groups, tuple(map(tuple, results)))
+
     def _check(self, name: str, result: Any, wanted: dict[str, int | None]) -> tuple:
         """What equations return: tuples of values, of these names and lengths."""
         words = ", ".join(wanted)
@@ -165,7 +202,7 @@ class _Traced:
         return result
 
 
-def _add(graph: Graph, *groups: list[Number]) -> list[list[Number]]:
+def _add(graph: Graph, *groups: Iterable[Number]) -> list[list[Number]]:
     return [[graph.add(value) for value in group] for group in groups]
 
 
@@ -183,50 +220,78 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
         The equations do not fit the cell's names, or the options do not fit the cell.
     """
     traced = _Traced(cell, options, dtype)
-    graph, gates, prev, own, given, new = (
-        traced.graph, traced.gates, traced.prev, traced.own, traced.given, traced.new
-    )  # fmt: skip
-    dgates, dprev, down = _add(graph, *traced.backward())
-    S, second = cell.slots, len(cell.second)
-    first = S - second
-    if options.projection and prev[0] in _inputs_of([*new, *dgates, *dprev, *down]):
+    dgates, dprev, down = _add(traced.graph, *traced.backward())
+    if options.projection and traced.prev[0] in _inputs_of([*traced.new, *dgates, *dprev, *down]):
         raise ValueError(f"proj_size: {cell.name} uses h of the step before unit by unit, which has another size here")
-    known = [*prev, *_values(new), *own, *given]
-    late: list[Value] = []
-    operand_results: tuple = ()
-    if traced.operand is not None:
-        dmiddle, carried = inputs("dmiddle", 1), inputs("carried", len(prev))
-        found = derive([traced.operand], dmiddle, [*gates, *prev, *own])
-        pieces = _add(graph, found[:S], found[S : S + len(prev)], found[S + len(prev) :])
-        late = choose_kept([x for piece in pieces for x in piece], [*dmiddle, *carried], known)
-        operand_results = (dmiddle, carried, *pieces)
-    kept = choose_kept([*dgates, *dprev, *down, *late], traced.dnew, known)
-    K = max(S, len(kept))
-    slots = _place(dgates, late, first) if traced.operand is not None else dgates
-    K = max(K, len(slots))
-    name = f"{cell.name}"
-    common = {"prev": prev, "own": own, "given": given}
-    forward = compile_function(f"{name}_forward", {"gates": gates, **common}, (new, tuple(kept)))
-    tape = [*kept, *inputs("unused", K - len(kept))]
-    back = {"dnew": traced.dnew, "kept": tape, "prev": prev, "new": new, "own": own, "given": given}
-    functions = [forward, compile_function(f"{name}_backward", back, (tuple(slots), tuple(dprev), tuple(down)))]
-    if traced.operand is not None:
-        functions.append(compile_function(f"{name}_operand", {"gates": gates, **common}, ((traced.operand,),)))
-        functions.append(_operand_backward(name, operand_results, slots, late, dgates, first, K, common, new, graph))
-    elif options.projection:
-        functions += _projection(options.projection)
+    how = _normalised if cell.finish else _with_operand if cell.operand else _plain
+    kept, functions = how(traced, dgates, dprev, down)
+    if options.projection:
+        functions |= _projection(options.projection)
     layout = Layout(
-        S, K, len(cell.input_slots), len(cell.recurrent_slots), second, len(prev), cell.own_rows, len(traced.names),
-        int(options.recurrent_dropout),
+        cell.slots, max(cell.slots, kept), len(cell.input_slots), len(cell.recurrent_slots), len(cell.second),
+        len(traced.prev), cell.own_rows, len(traced.names), int(options.recurrent_dropout), cell.norms, traced.late,
     )  # fmt: skip
-    parts = [repr(layout), stamp_of(compile_function), *[function.__name__ for function in functions]]
+    parts = [repr(layout), stamp_of(compile_function), *[function.__name__ for function in functions.values()]]
     tag = hashlib.blake2b("".join(parts).encode(), digest_size=6).hexdigest()
-    pairs = {"operand": (2, 3)} if traced.operand is not None else {"project": (2, 3)} if options.projection else {}
-    extra = {}
-    for key, (a, b) in pairs.items():
-        extra = {key: functions[a], f"{key}_backward": functions[b]}
-    equations = Equations(f"{name}-{tag}", layout, functions[0], functions[1], **extra)
+    equations = Equations(f"{cell.name}-{tag}", layout, **functions)
     return Program(equations, traced.hidden, traced.names, _Front(cell, options, traced.act))
+
+
+def _plain(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
+    """How much is kept, and the functions of a cell with one product."""
+    kept = choose_kept([*dgates, *dprev, *down], traced.dnew, traced.known())
+    tape = [*kept, *inputs("unused", max(0, traced.cell.slots - len(kept)))]
+    around, back = traced.groups("prev", "own", "given"), traced.groups("prev", "new", "own", "given")
+    forward = traced.compile("forward", {"gates": traced.gates, **around}, traced.new, kept)
+    backward = traced.compile("backward", {"dnew": traced.dnew, "kept": tape, **back}, dgates, dprev, down)
+    return len(kept), {"forward": forward, "backward": backward}
+
+
+def _with_operand(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
+    """The same for a cell with a second product in front of its equations."""
+    gates, prev, own = traced.gates, traced.prev, traced.own
+    S, N, first = len(gates), len(prev), len(gates) - len(traced.cell.second)
+    dmiddle, carried = inputs("dmiddle", 1), inputs("carried", N)
+    found = derive([traced.operand], dmiddle, [*gates, *prev, *own])
+    more = _add(traced.graph, found[:S], found[S : S + N], found[S + N :])
+    # What the operand's gradient will need, backward leaves in slots that hold no gradient yet.
+    late = choose_kept([x for piece in more for x in piece], [*dmiddle, *carried], traced.known())
+    kept = choose_kept([*dgates, *dprev, *down, *late], traced.dnew, traced.known())
+    slots, waiting, places = list(dgates), list(late), {}
+    for n in range(first):
+        if waiting and not isinstance(slots[n], Value):
+            places[n] = slots[n] = waiting.pop(0)
+    slots += waiting
+    places |= {S + n: value for n, value in enumerate(waiting)}
+    K = max(S, len(kept), len(slots))
+    held = [places.get(n, value) for n, value in enumerate(inputs("slot", K))]
+    totals = [more[0][n] + (held[n] if isinstance(dgates[n], Value) else 0.0) for n in range(S)]
+    sums = [a + b for a, b in zip(carried, more[1])]
+    around, back = traced.groups("prev", "own", "given"), traced.groups("prev", "new", "own", "given")
+    tape = [*kept, *inputs("unused", K - len(kept))]
+    return K, {
+        "forward": traced.compile("forward", {"gates": gates, **around}, traced.new, kept),
+        "backward": traced.compile("backward", {"dnew": traced.dnew, "kept": tape, **back}, slots, dprev, down),
+        "operand": traced.compile("operand", {"gates": gates, **around}, [traced.operand]),
+        "operand_backward": traced.compile(
+            "operand_backward", {"dmiddle": dmiddle, "carried": carried, "slot": held, **back}, totals, sums, more[2]
+        ),
+    }
+
+
+def _normalised(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
+    """The same for a cell with normalisation, whose normalised pre-activations stay in the tape."""
+    late, early = traced.new[: traced.late], traced.new[traced.late :]
+    gates, normal, around = {"gates": traced.gates}, {"normal": [traced.normal]}, traced.groups("prev", "own", "given")
+    back = {**gates, **around, "new": [*inputs("unused", traced.late), *early]}
+    back = {name: back[name] for name in ("gates", "prev", "new", "own", "given")}
+    dnew = {"dnew": traced.dnew}
+    return 0, {
+        "forward": traced.compile("forward", {**gates, **around}, early, []),
+        "finish": traced.compile("finish", {**normal, **back}, late),
+        "normal_backward": traced.compile("normal", {**dnew, **normal, **back}, [traced.normal_backward()]),
+        "backward": traced.compile("backward", {**dnew, "sums": traced.sums, **normal, **back}, dgates, dprev, down),
+    }
 
 
 def _inputs_of(values) -> set:
@@ -239,38 +304,12 @@ def _inputs_of(values) -> set:
     return seen
 
 
-def _place(dgates: list[Number], late: list[Value], first: int) -> list[Number]:
-    """What backward leaves in the tape: gradients, and `late` values for the operand in slots that have none yet."""
-    slots, waiting = list(dgates), list(late)
-    for n in range(first):
-        if waiting and not isinstance(slots[n], Value):
-            slots[n] = waiting.pop(0)
-    return slots + waiting
-
-
-def _operand_backward(name, results, slots, late, dgates, first, K, common, new, graph) -> Callable:
-    """The gradients that come through the operand, added to those that are there."""
-    dmiddle, carried, more_gates, more_prev, more_own = results
-    held = list(inputs("slot", K))
-    places = {id(value): n for n, value in enumerate(slots) if any(value is one for one in late)}
-    totals = []
-    for n, more in enumerate(more_gates):
-        here = held[n] if n not in places.values() else 0.0
-        totals.append(here + more if isinstance(dgates[n], Value) else more)
-    for value in late:
-        held[places[id(value)]] = value
-    dprev = tuple(a + b for a, b in zip(carried, more_prev))
-    groups = {"dmiddle": dmiddle, "carried": carried, "slot": held, "prev": common["prev"], "new": new}
-    groups |= {"own": common["own"], "given": common["given"]}
-    totals, dprev, down = _add(graph, totals, dprev, more_own)
-    return compile_function(f"{name}_operand_backward", groups, (tuple(totals), tuple(dprev), tuple(down)))
-
-
-def _projection(act: Activation) -> list[Callable]:
+def _projection(act: Activation) -> dict[str, Callable]:
     """The activation of a projected output, forward and back."""
     (a,), (dy,), (y,) = inputs("a", 1), inputs("dy", 1), inputs("y", 1)
     forward = compile_function("project", {"a": (a,)}, ((act(a),),))
-    return [forward, compile_function("project_backward", {"dy": (dy,), "y": (y,)}, ((dy * act.slope(y),),))]
+    backward = compile_function("project_backward", {"dy": (dy,), "y": (y,)}, ((dy * act.slope(y),),))
+    return {"project": forward, "project_backward": backward}
 
 
 class _Front:

@@ -8,6 +8,9 @@ Two kinds of cells have a second product in a step, whose left factor is `middle
 before the equations and fills the last slots. In a projection it comes after them: it turns their first result into the
 output, which is also what is fed back.
 
+In a cell with normalisation (`norms`) the pre-activations of a row, in groups, and the second state are shifted and
+scaled to mean 0 and variance 1 before they are used, which takes whole rows: such a cell is never divided by units.
+
 Memory, for one layer and direction (D directions share y, one beside the other); P is the size of the output, H without
 a projection:
 
@@ -17,6 +20,8 @@ a projection:
     inner   [N, T + 2, B, H]  the states behind h, laid out alike; [N, 1, B, H], overwritten by every step, where
                               nothing is kept
     middle  [T, B, H]         the left factor of a second product; [1, B, H] where nothing is kept
+            [T, B, norms + 2] what rows were normalised with: 1 / deviation of each group of pre-activations, and of
+                              the second state its mean and 1 / deviation
     own     [., J U W]        the cell's own parameters, one number a unit
     given   [., T, B, H]      numbers that equations take beside them, such as masks; [., 1, B, H]: of all steps
     gates   [T, B, J, K U W]  the tape: J panels of U vectors of W units, K slots a unit, slot by slot, of which the
@@ -39,6 +44,7 @@ from functools import cache
 from typing import Any
 
 import numba
+import numpy as np
 from numba.extending import overload
 
 from nbrnn.kernels.barrier import join, meet
@@ -46,6 +52,8 @@ from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.jit import compiled, jitable
 from nbrnn.kernels.simd import (
     accumulate_many,
+    fill_behind,
+    lane_sum,
     lanes_of,
     load,
     load_many,
@@ -57,6 +65,8 @@ from nbrnn.kernels.simd import (
     width,
 )
 from nbrnn.kernels.tiles import VECTORS, product
+
+EPSILON = 1e-5  # added to the variance in a normalisation
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,10 @@ class Layout:
         Numbers a unit that equations take from parameters and from arrays beside x.
     output : int
         Which state the gradient of the output belongs to: 0, or 1 where h is not what is fed back.
+    norms : int
+        Groups of slots that are normalised over a row.
+    late : int
+        The states that `finish` computes, the first ones; 0 without one.
     """
 
     slots: int
@@ -89,6 +103,8 @@ class Layout:
     own: int
     given: int
     output: int
+    norms: int
+    late: int
 
     @property
     def inner(self) -> int:
@@ -132,6 +148,10 @@ class Equations(Constants):
         own, given) -> dgates, dprev, down``, where dprev is `carried` and what is added to it.
     project, project_backward : callable or None
         After a projection: ``project((a,)) -> (y,)`` and ``project_backward((dy,), (y,)) -> (da,)``.
+    finish, normal_backward : callable or None
+        With normalisation `forward` gives the other states, and ``finish((normal,), gates, prev, new, own, given)`` the
+        first ones; ``normal_backward(dnew, (normal,), gates, prev, new, own, given) -> (dnormal,)``. `backward` then
+        takes (dnormal's mean, mean of dnormal times normal, 1 / deviation) and (normal,) behind dnew.
     """
 
     name: str
@@ -142,6 +162,8 @@ class Equations(Constants):
     operand_backward: Callable | None = None
     project: Callable | None = None
     project_backward: Callable | None = None
+    finish: Callable | None = None
+    normal_backward: Callable | None = None
 
     def __getattr__(self, name: str) -> int:
         """The numbers of the layout, and what follows from them."""
@@ -151,10 +173,14 @@ class Equations(Constants):
 
     @property
     def step(self) -> Callable:
+        if self.finish:
+            return _step_normalised
         return _step_with_operand if self.operand else _step_with_projection if self.project else _step
 
     @property
     def step_back(self) -> Callable:
+        if self.finish:
+            return _step_back_normalised
         if self.operand:
             return _step_back_with_operand
         return _step_back_with_projection if self.project else _step_back
@@ -212,7 +238,7 @@ def _forward(shard, shards, cell, args):
      counters) = args  # fmt: skip
     kernels = kernel_ih, kernel_hh, kernel_mid
     weights = w_ih, bias, w_hh, w_mid, bias_mid
-    T, B, J, H = x.shape[0], x.shape[1], weights[0].shape[0], middle.shape[2]
+    T, B, J, H = x.shape[0], x.shape[1], weights[0].shape[0], inner.shape[3]
     W, ld = lanes_of(pointer(y, 0)), y.shape[2]
     PANEL = cell.kept * cell.vectors * W
     lo, hi, j0, j1, q0, q1 = 0, B, 0, J, 0, weights[3].shape[0]
@@ -251,7 +277,10 @@ def _forward(shard, shards, cell, args):
             )  # fmt: skip
             at = pointer(gates, (t - origin) * g_t + lo * g_m), g_m, g_j
             beside = own, pointer(given, (t * B + lo) * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
-            mid, team = pointer(middle, t * c_t + lo * H), (counters, shards if by_units else 1, step)
+            mid, team = (
+                pointer(middle, (t * B * keep + lo) * middle.shape[2]),
+                (counters, shards if by_units else 1, step),
+            )
             cell.step(cell, kernels, x, row, weights, part, at, states, beside, mid, keep, team)
 
 
@@ -307,6 +336,75 @@ def _step_with_projection(cell, kernels, x, row, weights, part, at, states,
                 (value,) = cell.project((load(place, columns - n),))
                 store(place, value, columns - n)
     _wait(team, 2, 2)
+
+
+@jitable
+def _step_normalised(cell, kernels, x, row, weights, part, at, states, beside, stats, keep, team):
+    """A step of a cell with normalisation."""
+    (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
+    _, h, ld, _, c, plane = states
+    W = lanes_of(gates)
+    units, count = cell.vectors * W, cell.norms + 2
+    for j in range(j0, j1):
+        _products(cell, kernels, x, row, weights, part, at, states, j)
+    for m in range(rows):
+        _normalise_slots(cell, shift(gates, m * g_m), g_j, H, shift(stats, m * count))
+        for unit in range(0, H, W):
+            left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
+            prev, own, given = _arguments(cell, m, unit, left, H, states, beside)
+            early, _ = cell.forward(load_many(here, units, W, cell.slots), prev, own, given)
+            store_many(shift(c, m * H + unit + (cell.late - 1) * plane), plane, early, left)
+        mean, scale = _moments(shift(c, m * H + (cell.late - 1) * plane), H)
+        store(shift(stats, m * count + count - 2), mean, 1)
+        store(shift(stats, m * count + count - 1), scale, 1)
+        for unit in range(0, H, W):
+            left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
+            prev, own, given = _arguments(cell, m, unit, left, H, states, beside)
+            new = _states_after(cell, m, unit, left, H, states)
+            normal = ((new[cell.late] - mean) * scale,)
+            late = cell.finish(normal, load_many(here, units, W, cell.slots), prev, new, own, given)
+            store(shift(h, m * ld + unit), late[0], left)
+            store_many(shift(c, m * H + unit), plane, late[1:], left)
+
+
+@jitable
+def _normalise_slots(cell, gates, g_j, H, stats):
+    """Normalise the pre-activations of one row, group by group, in place."""
+    W = lanes_of(gates)
+    units, size = cell.vectors * W, cell.slots // cell.norms
+    for group in range(cell.norms):
+        first = group * size * units
+        total, square = load(gates, 0), load(gates, 0)
+        for unit in range(0, H, W):
+            here = shift(gates, first + unit // units * g_j + unit % units)
+            for slot in range(size):
+                total += load(shift(here, slot * units), H - unit)
+        mean = lane_sum(total) / (size * H)
+        for unit in range(0, H, W):
+            here = shift(gates, first + unit // units * g_j + unit % units)
+            for slot in range(size):
+                one = fill_behind(load(shift(here, slot * units), W) - mean, H - unit, 0.0)
+                square += one * one
+        scale = 1.0 / np.sqrt(lane_sum(square) / (size * H) + EPSILON)
+        for unit in range(0, H, W):
+            here = shift(gates, first + unit // units * g_j + unit % units)
+            for slot in range(size):
+                place = shift(here, slot * units)
+                store(place, fill_behind((load(place, W) - mean) * scale, H - unit, 0.0), W)
+        store(shift(stats, group), scale, 1)
+
+
+@jitable
+def _moments(p, H):
+    """The mean of H numbers, and 1 / deviation."""
+    W, total, square = lanes_of(p), load(p, 0), load(p, 0)
+    for unit in range(0, H, W):
+        total += load(shift(p, unit), H - unit)
+    mean = lane_sum(total) / H
+    for unit in range(0, H, W):
+        one = fill_behind(load(shift(p, unit), H - unit) - mean, H - unit, 0.0)
+        square += one * one
+    return mean, 1.0 / np.sqrt(lane_sum(square) / H + EPSILON)
 
 
 @jitable
@@ -430,7 +528,12 @@ def _backward(shard, shards, cell, args):
             pointer(down, lo * down.shape[2]), B * down.shape[2], down.shape[2],
         )  # fmt: skip
         beside = own, pointer(given, now * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
-        mid = pointer(middle, now * H), pointer(dmid, lo * dmid.shape[1]), dmid.shape[1], pointer(dz, now * dz.shape[2])
+        mid = (
+            pointer(middle, now * middle.shape[2]),
+            pointer(dmid, lo * dmid.shape[1]),
+            dmid.shape[1],
+            pointer(dz, now * dz.shape[2]),
+        )
         team = counters, shards if by_units else 1, T - 1 - step
         cell.step_back(cell, kernel, weights, part, at, states, gradients, beside, mid, team)
 
@@ -490,6 +593,81 @@ def _step_back_with_projection(cell, kernel, weights, part, at,
     _wait(team, 2, 2)
     _clear(shift(dh, q0 * P), ld_dh, rows, (q1 - q0) * P)
     _recurrent_back(cell, kernel, weights, part, at, gradients)
+
+
+@jitable
+def _step_back_normalised(cell, kernel, weights, part, at, states, gradients, beside, mid, team):
+    """A step back of a cell with normalisation.
+
+    With n = (a - mean) / deviation: da = (dn - mean of dn - n mean of (n dn)) / deviation.
+    """
+    (rows, H, _, _, _, _, _, _), (gates, g_m, g_j) = part, at
+    dout, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
+    stats, scratch, ld_scratch, _ = mid
+    ld, W, units, count = states[2], lanes_of(gates), cell.vectors * lanes_of(gates), cell.norms + 2
+    for m in range(rows):
+        mean, scale = _scalar(stats, m * count + count - 2), _scalar(stats, m * count + count - 1)
+        total, along = load(dh, 0), load(dh, 0)
+        for unit in range(0, H, W):
+            left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
+            prev, own, given = _arguments(cell, m, unit, left, H, states, beside)
+            new = _states_after(cell, m, unit, left, H, states)
+            dnew = (load(shift(dh, m * ld_dh + unit), left),) + load_many(
+                shift(dc, m * H + unit), dplane, left, cell.inner
+            )
+            dnew = _with_output(cell.output, dnew, shift(dout, m * ld + unit), left)
+            normal = (fill_behind((new[cell.late] - mean) * scale, left, 0.0),)
+            (one,) = cell.normal_backward(dnew, normal, load_many(here, units, W, cell.slots), prev, new, own, given)
+            one = fill_behind(one, left, 0.0)
+            total += one
+            along += one * normal[0]
+        sums = lane_sum(total) / H, lane_sum(along) / H, scale
+        for unit in range(0, H, W):
+            j, left = unit // units, H - unit
+            here = shift(gates, m * g_m + j * g_j + unit % units)
+            dh_at, dc_at = m * ld_dh + unit, m * H + unit
+            prev, own, given = _arguments(cell, m, unit, left, H, states, beside)
+            new = _states_after(cell, m, unit, left, H, states)
+            dnew = (load(shift(dh, dh_at), left),) + load_many(shift(dc, dc_at), dplane, left, cell.inner)
+            dnew = _with_output(cell.output, dnew, shift(dout, m * ld + unit), left)
+            normal, slots = ((new[cell.late] - mean) * scale,), load_many(here, units, W, cell.slots)
+            dslots, dprev, dmine = cell.backward(dnew, sums, normal, slots, prev, new, own, given)
+            store_padded(shift(scratch, m * ld_scratch + j * cell.slots * units + unit % units), units, dslots, left)
+            store(shift(dh, dh_at), dprev[0], left)
+            store_many(shift(dc, dc_at), dplane, dprev[1:], left)
+            accumulate_many(shift(down, m * ld_down + unit), down_plane, dmine)
+        _normalise_back(cell, shift(scratch, m * ld_scratch), shift(gates, m * g_m), g_j, H, shift(stats, m * count))
+    _recurrent_back(cell, kernel, weights, part, at, gradients)
+
+
+@jitable
+def _scalar(p, n):
+    return lane_sum(load(shift(p, n), 1))
+
+
+@jitable
+def _normalise_back(cell, d, gates, g_j, H, stats):
+    """From normalised pre-activations in the tape and their gradients `d` to those of the pre-activations."""
+    W = lanes_of(gates)
+    units, size = cell.vectors * W, cell.slots // cell.norms
+    for group in range(cell.norms):
+        first = group * size * units
+        total, along = load(gates, 0), load(gates, 0)
+        for unit in range(0, H, W):
+            j = unit // units
+            here, there = first + j * g_j + unit % units, first + j * cell.slots * units + unit % units
+            for slot in range(size):
+                one = load(shift(d, there + slot * units), W)
+                total += one
+                along += one * load(shift(gates, here + slot * units), W)
+        mean, slope, scale = lane_sum(total) / (size * H), lane_sum(along) / (size * H), _scalar(stats, group)
+        for unit in range(0, H, W):
+            j = unit // units
+            here, there = first + j * g_j + unit % units, first + j * cell.slots * units + unit % units
+            for slot in range(size):
+                place = shift(gates, here + slot * units)
+                one = load(shift(d, there + slot * units), W) - mean - load(place, W) * slope
+                store(place, fill_behind(one * scale, H - unit, 0.0), W)
 
 
 @jitable

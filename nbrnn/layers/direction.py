@@ -93,7 +93,7 @@ class Direction:
         shapes: dict[str, tuple[int, ...]] = {"weight_ih": (rows, self.inputs)}
         if cell.feedback:
             shapes["weight_hh"] = (rows, self.output)
-        if self.shape.bias:
+        if self.shape.bias and cell.biased:
             shapes |= dict.fromkeys(("bias_ih", "bias_hh")[: 1 + cell.feedback], (rows,))
         projection = self.shape.options.projection
         if projection:
@@ -111,10 +111,9 @@ class Direction:
         columns = (layout.recurrent + layout.second) * H
         projection = P * H if self.shape.options.projection else 0
         work, weights = columns * P + projection, (columns * P + projection) * self.dtype.itemsize
-        plain = gemm.panels(min(H, P), self.dtype)
-        ahead = schedule.choose(
-            T, B, 2 * (work + layout.inputs * H * self.inputs), weights, self.packing.panels, threads, layer
-        )
+        # A normalisation takes whole rows: nothing to divide.
+        panels, plain = (1, 1) if layout.norms else (self.packing.panels, gemm.panels(min(H, P), self.dtype))
+        ahead = schedule.choose(T, B, 2 * (work + layout.inputs * H * self.inputs), weights, panels, threads, layer)
         return ahead, schedule.choose(T, B, 2 * work, weights, plain, threads, layer)
 
     # -------------------------------------------------------------- forward
@@ -146,13 +145,13 @@ class Direction:
             inner[n, start if keep else 0] = array
         plan, _ = self.schedules(T, B)
         second = layout.second or self.shape.options.projection
-        middle = np.empty((0 if not second else T if keep else 1, B, H), self.dtype)
+        middle = np.empty((T if keep else 1, B, H if second else layout.norms and layout.norms + 2), self.dtype)
         if keep:
             packed = packing.forward(self._weights(params))
             gates = self._take(T * B * packing.panels * packing.columns)
         else:
             packed = self._packed(params)
-            panels = packing.panels if plan.block > 1 or layout.second else 1
+            panels = packing.panels if plan.block > 1 or layout.second or layout.norms else 1
             gates = np.empty(B * packing.columns * panels * plan.block, self.dtype)
         tape = Tape(x, y, inner, middle, gates, own, given)
         if T and B:
@@ -242,7 +241,8 @@ class Direction:
         down = np.zeros((self.layout.own, B, packing.panels * packing.units), self.dtype)
         if T and B:
             _, plan = self.schedules(T, B)
-            dmiddle = np.empty((B, gemm.padded(H, self.dtype)), self.dtype)
+            columns = packing.panels * packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
+            dmiddle = np.empty((B, columns), self.dtype)
             how = (product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, self.reverse * P)
             kept = (tape.own, tape.given, tape.y, tape.inner, tape.middle, tape.gates)
             args = (dy, *packing.backward(weights), *kept, dh, dinner, dmiddle, dz, down, new_counters())

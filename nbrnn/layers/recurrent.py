@@ -12,7 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from nbrnn.cells import coupled_lstm, ctrnn, elman, gru, indrnn, jordan, ligru, lstm, mingru, peephole_lstm, sru
+from nbrnn.cells import (
+    coupled_lstm,
+    ctrnn,
+    elman,
+    gru,
+    indrnn,
+    jordan,
+    layernorm_lstm,
+    ligru,
+    lstm,
+    mingru,
+    peephole_lstm,
+    sru,
+)
 from nbrnn.cells.activation import check_activations
 from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
@@ -180,12 +193,14 @@ class Recurrent(Module):
 
     def _check_options(self) -> None:
         cell = self.cell
-        if self.proj_size and (cell.emission or cell.second or not cell.feedback):
+        if self.proj_size and (cell.emission or cell.second or cell.finish or not cell.feedback):
             raise ValueError(f"proj_size: expected 0 for {cell.name}, got {self.proj_size}")
         if self.proj_size and (self.recurrent_dropout or self.zoneout[0]):
             raise ValueError("proj_size: expected 0 beside recurrent_dropout or a zoneout of h")
         if not self.proj_size and self.projection.name != "linear":
             raise ValueError(f"projection: expected a proj_size for {self.projection.name!r}")
+        if self.clip is not None and cell.norms:
+            raise ValueError(f"clip: {cell.name} normalises its pre-activations")
         if self.recurrent_dropout and not cell.feedback:
             raise ValueError(f"recurrent_dropout: {cell.name} has no recurrent product")
         if set(self.given) != set(cell.given):
@@ -544,6 +559,17 @@ class CoupledLSTM(Recurrent):
 
     def config(self) -> dict[str, Any]:
         return super().config() | {"couple": self.couple, "peepholes": self.peepholes}
+
+
+class LayerNormLSTM(Recurrent):
+    """LSTM with layer normalisation (Ba et al. 2016). Gates are in the order i, f, g, o; the state is (h, c).
+
+    Parameters as in `Recurrent`, without `cell`. In place of biases there are ``weight_ln_ih_l0``, ``weight_ln_hh_l0``
+    and ``bias_ln_l0``, (4, H), and ``weight_ln_c_l0`` and ``bias_ln_c_l0``, (H,).
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any):
+        super().__init__(layernorm_lstm.LAYERNORM_LSTM, input_size, hidden_size, *args, **options)
 
 
 class JordanRNN(Recurrent):
