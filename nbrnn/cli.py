@@ -4,7 +4,8 @@
     nbrnn generate MODEL         let a model write
     nbrnn evaluate MODEL TEXT    perplexity and bits per character of a text
     nbrnn info                   versions, vector instructions, threads, the cache of compiled code
-    nbrnn warmup                 compile everything now, so that later runs start at once
+    nbrnn cells                  the recurrent cells: gates, states, parameters, source
+    nbrnn warmup [CELL...]       compile now, so that later runs start at once
 
 Exit codes: 0 done, 1 the training failed (a loss that is not finite, no memory), 2 wrong arguments, files or data,
 130 interrupted with Ctrl-C. With 1 and 2 one line on stderr says what is wrong.
@@ -54,6 +55,23 @@ DEFAULTS = {
     "clip": 1.0,
     "seed": 0,
 }
+
+
+# The names of `nbrnn.text.language_model.CELLS`, which is not imported only to read the command line
+CELLS = (
+    "lstm",
+    "gru",
+    "rnn",
+    "peephole",
+    "coupled",
+    "layernorm",
+    "jordan",
+    "ctrnn",
+    "indrnn",
+    "mingru",
+    "ligru",
+    "sru",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -133,7 +151,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     info = commands.add_parser("info", help="versions, vector instructions, threads, cache")
     info.set_defaults(run=_info)
-    warmup = commands.add_parser("warmup", help="compile everything now, so that later runs start at once")
+    cells = commands.add_parser("cells", help="the recurrent cells: gates, states, parameters, source")
+    cells.add_argument("--markdown", action="store_true", help="as a Markdown table, with the sources")
+    cells.set_defaults(run=_cells)
+    warmup = commands.add_parser("warmup", help="compile now, so that later runs start at once")
+    warmup.add_argument("cells", nargs="*", metavar="CELL", help="of `nbrnn cells` (default: the usual ones)")
     warmup.add_argument("--dtype", choices=["float32", "float64"], default="float32", help="(default: float32)")
     warmup.set_defaults(run=_warmup)
     return parser
@@ -157,7 +179,7 @@ def _add_train(commands: Any) -> None:
     positive, above_zero, share = _number(int, 1), _number(float, 0, above=True), _number(float, 0, below=1)
     train.add_argument("texts", nargs="*", metavar="TEXT", default=[], help="text files in UTF-8")
     group = train.add_argument_group("network")
-    add(group, "cell", "recurrent cell", choices=["lstm", "gru", "rnn"])
+    add(group, "cell", f"recurrent cell: {', '.join(CELLS)}", choices=CELLS, metavar="NAME")
     add(group, "hidden", "hidden units of a layer", type=positive, metavar="N")
     add(group, "layers", "recurrent layers", type=positive, metavar="N")
     add(group, "embedding", "size of an embedding before them, 0 for none", type=_number(int, 0), metavar="N")
@@ -384,6 +406,23 @@ def _info(options: argparse.Namespace) -> int:
     return 0
 
 
+def _cells(options: argparse.Namespace) -> int:
+    import nbrnn  # noqa: F401  (registers its cells)
+    from nbrnn.cells.cell import CELLS, parameters, source
+
+    names = sorted(CELLS)
+    if options.markdown:
+        print("| cell | gates | states | parameters | equations and source |\n| --- | --- | --- | --- | --- |")
+        for cell in map(CELLS.get, names):
+            gates, states = ", ".join(cell.gates), ", ".join(cell.states)
+            print(f"| `{cell.name}` | {gates} | {states} | {parameters(cell)} | {' '.join(source(cell))} |")
+        return 0
+    for cell in map(CELLS.get, names):
+        print(f"{cell.name:<23}{', '.join(cell.gates):<12}{', '.join(cell.states):<6}{parameters(cell)}")
+        print(textwrap.indent(textwrap.fill(source(cell)[0], WIDTH - 4), "    "))
+    return 0
+
+
 def _warmup(options: argparse.Namespace) -> int:
     import nbrnn
     from nbrnn.cells.cell import CELLS
@@ -392,9 +431,12 @@ def _warmup(options: argparse.Namespace) -> int:
     dtype = {"dtype": options.dtype}
     others = [SGD(0.1, 0.9), SGD(0.1, 0.9, nesterov=True), Adam(), AdamW(), RMSprop(), Adagrad()]
     began = time.perf_counter()
-    for cell in CELLS.values():
+    for name in options.cells or ("lstm", "gru", "elman_tanh", "elman_relu"):
+        if name not in CELLS:
+            raise ValueError(f"CELL: expected one of {', '.join(sorted(CELLS))}, got {name!r}")
+        cell = CELLS[name]
         # Two layers, because the first takes tokens and the second numbers.
-        layer = nbrnn.Recurrent(cell, 2, 4, 2, **dtype)
+        layer = nbrnn.Recurrent(cell, 2, 4, 2, given=dict.fromkeys(cell.given, 1.0), **dtype)
         _warm(cell.name, nbrnn.Sequential(layer, nbrnn.Linear(4, 2, **dtype)), [SGD(0.1)])
     linear, embedding = nbrnn.Linear(4, 2, **dtype), nbrnn.Embedding(2, 4, **dtype)
     dropouts = [nbrnn.Dropout(0.5, **dtype) for _ in range(2)]

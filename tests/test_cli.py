@@ -10,7 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nbrnn import cli
 from nbrnn.cells.cell import CELLS
+from nbrnn.text import language_model
 from nbrnn.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -155,12 +157,25 @@ def test_info_names_versions_the_machine_and_the_cache(model):
         assert re.search(rf"^{name} +\S", out, re.M)
 
 
+def test_cells_lists_every_cell_and_the_documentation_has_the_same_table():
+    out, _ = nbrnn("cells")
+    assert all(re.search(rf"^{cell} +\w", out, re.M) for cell in CELLS)
+    assert max(map(len, out.splitlines())) <= 80
+    table, _ = nbrnn("cells", "--markdown")
+    document = Path(__file__).parents[1] / "docs" / "cells.md"
+    assert document.read_text().endswith(table), "run: nbrnn cells --markdown"
+
+
+def test_every_cell_of_language_models_is_on_the_command_line():
+    assert tuple(language_model.CELLS) == cli.CELLS
+
+
 @pytest.mark.slow
 def test_after_warmup_nothing_is_left_to_compile(folder, tmp_path, monkeypatch):
     # Numba writes a file for every function and signature: trainings in the warm cache must not add one.
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
     out, _ = nbrnn("warmup")
-    assert all(re.search(rf"^{cell} +[\d.]+ s$", out, re.M) for cell in CELLS)
+    assert all(re.search(rf"^{cell} +[\d.]+ s$", out, re.M) for cell in ("lstm", "gru", "elman_tanh"))
     before = sorted(tmp_path.rglob("*.nbc"))
     assert before
     for options in ["--cell lstm --layers 2", "--cell gru --embedding 4 --dropout 0.1", "--cell rnn --optimizer sgd"]:

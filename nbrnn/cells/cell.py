@@ -21,6 +21,7 @@ cell without `backward` gets one by the chain rule.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -138,6 +139,22 @@ class Cell:
 
 
 CELLS: dict[str, Cell] = {}
+
+
+def parameters(cell: Cell) -> str:
+    """How many parameters a layer and direction has, in words: I inputs, H hidden units, P outputs."""
+    G, fed = len(cell.gates), "P" if cell.projection else "H"
+    times = f"{G} H" if G > 1 else "H"
+    terms = [f"{times} (I + {fed})" if cell.feedback else f"{times} I"]
+    terms += ["P H"] if cell.projection else []
+    vectors = cell.own_rows + (G * (1 + cell.feedback) if cell.biased else 0)
+    return " + ".join([*terms, f"{vectors} H" if vectors > 1 else "H", *["P"] * (cell.projection is not None)])
+
+
+def source(cell: Cell) -> tuple[str, str]:
+    """What a cell is, and where it comes from: the first and the last paragraph of its file's documentation."""
+    words = [" ".join(part.split()) for part in sys.modules[cell.forward.__module__].__doc__.split("\n\n")]
+    return words[0], words[-1]
 
 
 def register(cell: Cell) -> Cell:

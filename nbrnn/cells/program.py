@@ -112,7 +112,7 @@ class _Traced:
         early = len(cell.states) - (cell.finish is not None)
         new, kept = self._check("forward", result, {"new": early, "kept": None})
         self.inner, self.kept = tuple(map(self.graph.add, new)), tuple(map(self.graph.add, kept))
-        states = [self._zoned(n - early, value) for n, value in enumerate(self.inner)]
+        states = [self._zoned(len(cell.states) - early + n, value) for n, value in enumerate(self.inner)]
         (self.normal,), self.sums = inputs("normal", 1), inputs("sums", 3)
         if cell.finish:
             h = call(cell.finish, self.normal, self.gates, tuple(states), self.own, self.act)
@@ -122,7 +122,6 @@ class _Traced:
         front = [out] if cell.emission else []
         if self.options.recurrent_dropout:
             front.insert(0, self._given("recurrent dropout") * out)
-        self.output = self.graph.add(out)
         self.new = (*map(self.graph.add, front), *self.states)
         self.late = len(front) + 1 if cell.finish else 0
         self.operand = None

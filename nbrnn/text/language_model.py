@@ -24,7 +24,20 @@ from nbrnn.data.windows import RandomWindows, SequentialWindows
 from nbrnn.layers.dropout import Dropout
 from nbrnn.layers.embedding import Embedding
 from nbrnn.layers.linear import Linear
-from nbrnn.layers.recurrent import GRU, LSTM, RNN
+from nbrnn.layers.recurrent import (
+    CTRNN,
+    GRU,
+    LSTM,
+    RNN,
+    SRU,
+    CoupledLSTM,
+    IndRNN,
+    JordanRNN,
+    LayerNormLSTM,
+    LiGRU,
+    MinGRU,
+    PeepholeLSTM,
+)
 from nbrnn.layers.sequential import Sequential
 from nbrnn.text.sampling import draw, probabilities
 from nbrnn.text.vocabulary import UNKNOWN, Vocabulary, tokenize
@@ -36,7 +49,20 @@ from nbrnn.training.optimizers import Adam, Optimizer
 from nbrnn.training.schedules import Schedule
 from nbrnn.training.trainer import Trainer
 
-CELLS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+CELLS = {
+    "lstm": LSTM,
+    "gru": GRU,
+    "rnn": RNN,
+    "peephole": PeepholeLSTM,
+    "coupled": CoupledLSTM,
+    "layernorm": LayerNormLSTM,
+    "jordan": JordanRNN,
+    "ctrnn": CTRNN,
+    "indrnn": IndRNN,
+    "mingru": MinGRU,
+    "ligru": LiGRU,
+    "sru": SRU,
+}
 WINDOWS = {"random": RandomWindows, "sequential": SequentialWindows}
 
 # Steps of one call when a long text is scored: long enough to make calls cheap, short enough for little memory.
@@ -83,7 +109,8 @@ class LanguageModel:
     ----------
     vocabulary : Vocabulary
         The tokens that the network knows; at least one besides the unknown token.
-    cell : {"lstm", "gru", "rnn"}, optional
+    cell : str, optional
+        One of `CELLS`: "lstm", "gru", "rnn", "peephole" and so on.
     hidden_size : int, optional
         Hidden units of each recurrent layer.
     num_layers : int, optional
