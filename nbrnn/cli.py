@@ -93,9 +93,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The words after ``nbrnn``; by default those of the process.
     """
     options = _parser().parse_args(arguments)
-    # Threads that wait for each other soon sleep: where another process wants a core, spinning ones are four times
-    # slower. Read when the first parallel region starts GNU OpenMP.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # A screen that lacks a character of the text is no reason to stop.
     sys.stdout.reconfigure(errors="replace")
     try:

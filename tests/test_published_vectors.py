@@ -23,6 +23,7 @@ class Vector(NamedTuple):
     bidirectional: bool = False
     num_layers: int = 1
     calls: int = 1  # on the same x, each from the state the one before it left
+    options: Any = {}  # noqa: RUF012  # activations, clip
     tolerance: float = 5e-7  # most of the numbers were computed in float32 and printed with 7 digits or more
 
 
@@ -71,7 +72,7 @@ def constants(cell, I, H, kernel=0.01, recurrent=0.02, bias=0.03, unit_forget_bi
     if bias is not None:
         bias_ih, bias_hh = np.full(rows, bias), np.zeros(rows)
         if cell == "gru":
-            bias_hh[:] = bias  # the GRU of Keras has both biases, the other layers have one
+            bias_hh[:] = bias  # this GRU of Keras has both biases, the other layers have one
         if cell == "lstm" and unit_forget_bias:
             bias_ih[H : 2 * H] = 1
         params |= {f"bias_ih{suffix}": bias_ih, f"bias_hh{suffix}": bias_hh}
@@ -122,6 +123,9 @@ def keras_gru():
     params = constants("gru", 4, 3, bias=None)
     last = {"last": column(0.49988455, 0.64701194, 0.4103359)}
     yield Vector("keras GRU test_correctness use_bias=False", "gru", params, x, last)
+    params = constants("gru_reset_before", 4, 3)
+    last = {"last": column(0.51447755, 0.6426879, 0.40208298)}
+    yield Vector("keras GRU test_correctness reset_after=False", "gru_reset_before", params, x, last)
 
     # GRUTest.test_statefulness
     last = {"last": column(0.29542392, 0.5885018)}
@@ -220,19 +224,32 @@ def keras_rnn():
 # copied too, in the order of ONNX, where W is (D, G H, I), R is (D, G H, H), B is (D, 2 G H) with the bias of W before
 # that of R, Y is (T, D, B, H), and the gates are i, o, f, c and z, r, h.
 
-ONNX_GATES = {"elman_tanh": [0], "elman_relu": [0], "lstm": [0, 2, 3, 1], "gru": [1, 0, 2]}
+# The peepholes P are (D, 3 H) in the order i, o, f. Where the gates i and f are coupled, f = 1 - i, and what W, R, B
+# and P have for f counts for nothing.
+
+ONNX_GATES = {
+    "elman_tanh": [0],
+    "elman_relu": [0],
+    "lstm": [0, 2, 3, 1],
+    "peephole_lstm": [0, 2, 3, 1],
+    "coupled_lstm_forget_io": [0, 3, 1],
+    "gru": [1, 0, 2],
+    "gru_reset_before": [1, 0, 2],
+}
 
 
-def onnx(cell, I, H, W, R, B=None, D=1):
+def onnx(cell, I, H, W, R, B=None, D=1, P=None):
     gates = ONNX_GATES[cell]
-    G = len(gates)
+    G = len(np.ravel(W)) // (D * H * I)
     params = {}
     for d, suffix in zip(range(D), ["_l0", "_l0_reverse"]):
-        params[f"weight_ih{suffix}"] = np.reshape(W, (D, G, H, I))[d, gates].reshape(G * H, I)
-        params[f"weight_hh{suffix}"] = np.reshape(R, (D, G, H, H))[d, gates].reshape(G * H, H)
+        params[f"weight_ih{suffix}"] = np.reshape(W, (D, G, H, I))[d, gates].reshape(-1, I)
+        params[f"weight_hh{suffix}"] = np.reshape(R, (D, G, H, H))[d, gates].reshape(-1, H)
         if B is not None:
-            both = np.reshape(B, (D, 2, G, H))[d][:, gates].reshape(2, G * H)
+            both = np.reshape(B, (D, 2, G, H))[d][:, gates].reshape(2, -1)
             params[f"bias_ih{suffix}"], params[f"bias_hh{suffix}"] = both
+        if P is not None:
+            params[f"weight_ch{suffix}"] = np.reshape(P, (D, 3, H))[d, [0, 2, 1]]
     return params
 
 
@@ -294,15 +311,26 @@ def onnx_lstm():
     name = "onnxruntime LSTM BidirectionalSimpleWeightsNoBiasTwoRows"
     yield Vector(name, "lstm", params, x, expected, bidirectional=True)
 
-    # The weights of the class LstmOpContext2x1x2x2, without its peepholes
-    params = onnx(
-        "lstm", 2, 2,
-        W=[-0.494659, 0.0453352, -0.487793, 0.417264, -0.0175329, 0.489074, -0.446013, 0.414029,
-           -0.0091708, -0.255364, -0.106952, -0.266717, -0.0888852, -0.428709, -0.283349, 0.208792],
-        R=[0.146626, -0.0620289, -0.0815302, 0.100482, -0.219535, -0.306635, -0.28515, -0.314112,
-           -0.228172, 0.405972, 0.31576, 0.281487, -0.394864, 0.42111, -0.386624, -0.390225],
-        B=[0.381619, 0.0323954, -0.14449, 0.420804, -0.258721, 0.45056, -0.250755, 0.0967895] + [0.0] * 8,
-    )  # fmt: skip
+    # LSTMTest.LargeBatchWithClip: its rows 1, 16, 24 and 32 out of 32, whose gates see more than the limit
+    params = onnx("lstm", 1, 3, W=W, R=[0.1] * 36)
+    x = np.reshape([1.0, 16.0, 24.0, 32.0, 33.0, 48.0, 56.0, 64.0], (2, 4, 1))
+    h = [0.88572926, 0.89251395, 0.89655037, 0.92955856, 0.94103248, 0.94266769,
+         0.93741938, 0.94266769, 0.94266769, 0.94103248, 0.94266769, 0.94266769]  # fmt: skip
+    expected = {"h": np.reshape(h, (1, 4, 3))}
+    yield Vector("onnxruntime LSTM LargeBatchWithClip", "lstm", params, x, expected, options={"clip": 4.0})
+    # ... and LargeBatchNoClipping: the same rows
+    h = [0.90387899, 0.9135572, 0.91772245, 0.94937864, 0.96114929, 0.96344629,
+         0.9574102, 0.96344554, 0.96397483, 0.96105254, 0.96391004, 0.96402279]  # fmt: skip
+    yield Vector("onnxruntime LSTM LargeBatchNoClipping", "lstm", params, x, {"h": np.reshape(h, (1, 4, 3))})
+
+    # The weights of the class LstmOpContext2x1x2x2
+    W = [-0.494659, 0.0453352, -0.487793, 0.417264, -0.0175329, 0.489074, -0.446013, 0.414029,
+         -0.0091708, -0.255364, -0.106952, -0.266717, -0.0888852, -0.428709, -0.283349, 0.208792]  # fmt: skip
+    R = [0.146626, -0.0620289, -0.0815302, 0.100482, -0.219535, -0.306635, -0.28515, -0.314112,
+         -0.228172, 0.405972, 0.31576, 0.281487, -0.394864, 0.42111, -0.386624, -0.390225]  # fmt: skip
+    B = [0.381619, 0.0323954, -0.14449, 0.420804, -0.258721, 0.45056, -0.250755, 0.0967895] + [0.0] * 8
+    P = [0.2345, 0.5235, 0.4378, 0.3475, 0.8927, 0.3456]
+    params = onnx("lstm", 2, 2, W, R, B)
     x = np.reshape([-0.455351, -0.276391, -0.185934, -0.269585], (2, 1, 2))
 
     # LSTMTest.ONNXRuntime_TestLSTMForwardCellState
@@ -314,6 +342,38 @@ def onnx_lstm():
     state = (state[0], np.zeros((1, 1, 2)))
     expected = {"y": [[[0.01797521, -0.07104912]], [[-0.03174796, -0.0152949]]], "c": [[[-0.07285583, -0.02545788]]]}
     yield Vector("onnxruntime TestLSTMForwardHiddenState", "lstm", params, x, expected, state)
+
+    # LSTMTest.ONNXRuntime_TestLSTMActivation
+    expected = {"y": [[[-0.0660155, 0.0351227]], [[-0.04236888, 0.0177365]]], "c": [[[0.1624992, 0.04672481]]]}
+    options = {"activations": ["tanh", "sigmoid", "tanh"]}
+    yield Vector("onnxruntime TestLSTMActivation", "lstm", params, x, expected, options=options)
+
+    # LSTMTest.ONNXRuntime_TestLSTMForwardPeepHole
+    params = onnx("peephole_lstm", 2, 2, W, R, B, P=P)
+    y = [[[-0.0251062475, 0.0561261699]], [[-0.03277518, 0.05935364]]]
+    expected = {"y": y, "c": [[[-0.0780206, 0.098829]]]}
+    yield Vector("onnxruntime TestLSTMForwardPeepHole", "peephole_lstm", params, x, expected)
+
+    # LSTMTest.ONNXRuntime_TestLSTMForwardClip
+    expected = {"y": [[[-0.02280854, 0.02744377]], [[-0.03516197, 0.03875681]]], "c": [[[-0.07415761, 0.07395997]]]}
+    options = {"clip": 0.1}
+    yield Vector("onnxruntime TestLSTMForwardClip", "peephole_lstm", params, x, expected, options=options)
+
+    # LSTMTest.ONNXRuntime_TestLSTMForwardNoBiasUsePeepholes
+    params = onnx("peephole_lstm", 2, 2, W, R, P=P)
+    expected = {"y": [[[0.04154162, 0.01969122]], [[0.05298181, 0.0030589]]], "c": [[[0.11169686, 0.00625722]]]}
+    yield Vector("onnxruntime TestLSTMForwardNoBiasUsePeepholes", "peephole_lstm", params, x, expected)
+
+    # LSTMTest.ONNXRuntime_TestLSTMBidirectionalBasic
+    params = onnx("peephole_lstm", 2, 2, W * 2, R * 2, B * 2, D=2, P=P * 2)
+    y = [[[-0.0251062, 0.0561262, -0.0318928, 0.0762679]], [[-0.0327752, 0.0593536, -0.0306872, 0.028035]]]
+    expected = {"y": y, "c": [[[-0.0780206, 0.098829]], [[-0.0753684, 0.120794]]]}
+    yield Vector("onnxruntime TestLSTMBidirectionalBasic", "peephole_lstm", params, x, expected, bidirectional=True)
+
+    # LSTMTest.ONNXRuntime_TestLSTMForwardInputForget
+    params = onnx("coupled_lstm_forget_io", 2, 2, W, R, B, P=P)
+    expected = {"y": [[[-0.02510626, 0.05612619]], [[-0.0314321, 0.05087372]]], "c": [[[-0.07474898, 0.08480116]]]}
+    yield Vector("onnxruntime TestLSTMForwardInputForget", "coupled_lstm_forget_io", params, x, expected)
 
 
 def onnx_gru():
@@ -328,6 +388,11 @@ def onnx_gru():
     x = np.reshape([-0.1, 0.2, -0.3, 0.4], (2, 2, 1))
     y = [0.15024948, -0.11097029, -0.02121867, 0.18887489, -0.09747667, 0.02093463,
          0.19538902, -0.19016478, -0.05644283, 0.30856851, -0.15190377, 0.05999807]  # fmt: skip
+    y_before = [0.16783132, -0.11754231, 0.11977843, 0.2046872, -0.10372487, 0.15365849,
+                0.22688604, -0.19698407, 0.14017843, 0.33386092, -0.15799662, 0.2381169]  # fmt: skip
+    expected = {"y": np.reshape(y_before, (2, 2, 3))}
+    name = "onnxruntime GRU SimpleWeightsWithBiasBatchParallel"
+    yield Vector(f"{name} forward", "gru_reset_before", params, x, expected)
     name = "onnxruntime GRU SimpleWeightsWithBiasBatchParallelLinearBeforeReset"
     yield Vector(f"{name} forward", "gru", params, x, {"y": np.reshape(y, (2, 2, 3))})
     y = [0.20910699, -0.18880953, -0.04005555, 0.29700265, -0.15308119, 0.04537245,
@@ -357,6 +422,50 @@ def onnx_gru():
     name = "onnxruntime TestGRUOpSequenceLengthWithBidirectionalLinearBeforeResetB2"
     yield Vector(name, "gru", params, np.array(x), {"y": np.reshape(y, (2, 1, 4))}, bidirectional=True)
 
+    # ONNXRuntime_TestGRUOpForwardBatch
+    x = [[[-0.455351, -0.276391], [-0.455351, -0.276391]], [[-0.185934, -0.269585], [-0.185934, -0.269585]]]
+    y = [0.2366661, -0.1500429, -0.03255286, 0.0774838, 0.07378622, -0.02782359, -0.05556786, 0.0785508]
+    params, expected = onnx("gru_reset_before", 2, 2, W, R, B), {"y": np.reshape(y, (2, 2, 2))}
+    yield Vector("onnxruntime TestGRUOpForwardBatch", "gru_reset_before", params, np.array(x), expected, state)
+
+    # ONNXRuntime_TestGRUOpForwardActivation
+    x, y = np.array(x)[:, :1], [[[0.222789, 0.4669829]], [[0.3810334, 0.4944591]]]
+    options = {"activations": ["tanh", "sigmoid"]}
+    yield Vector("onnxruntime TestGRUOpForwardActivation", "gru_reset_before", params, x, {"y": y}, options=options)
+
+    # ONNXRuntime_TestGRUOpBidirectionalBasic
+    params = onnx("gru_reset_before", 2, 2, W * 2, R * 2, B * 2, D=2)
+    y = [[[-0.03255286, 0.0774838, -0.05469977, 0.1004222]], [[-0.05556786, 0.0785508, -0.04566499, 0.04621252]]]
+    name = "onnxruntime TestGRUOpBidirectionalBasic"
+    yield Vector(name, "gru_reset_before", params, x, {"y": y}, bidirectional=True)
+
+    # ONNXRuntime_TestGRUPositiveActivationAlphaBeta: 32 units, one step, and other functions in each direction, which
+    # are two calls here. These numbers were computed with more digits than the others.
+    H, x, state = 32, np.array([[[1.0, 2.0]]]), np.full((1, 1, 32), 0.25)
+    W = np.repeat([0.1, 0.2, 0.3], 2 * H)
+    R = np.stack([np.diag([0.1 + 0.1 * (n % m) for n in range(H)]) for m in (2, 3, 5)])
+    params = onnx("gru_reset_before", 2, H, W, R, [*np.repeat([0.1, 0.2, 0.3], H), *[0.0] * (3 * H)])
+    y = [0.589157104133446, 0.57789190635582, 0.596499289838044, 0.583932266186645,
+         0.602660999282266, 0.574613517108484, 0.592591742002174, 0.581152059107645,
+         0.599870466365438, 0.58688901119379, 0.589262946094602, 0.578086950802852,
+         0.595908617320326, 0.584296265507284, 0.603117381311498, 0.574411143084165,
+         0.592796083917448, 0.581434103323347, 0.599111005558765, 0.58732791235695,
+         0.589368676977052, 0.577696448871644, 0.59620442543072, 0.584658706958245,
+         0.602202148066235, 0.574512383220923, 0.592999994021163, 0.580869112219442,
+         0.59949155030307, 0.587764451689259, 0.589157104133446, 0.57789190635582]  # fmt: skip
+    name, options = "onnxruntime TestGRUPositiveActivationAlphaBeta", {"activations": [("leaky_relu", 0.5), "tanh"]}
+    yield Vector(f"{name} 1", "gru_reset_before", params, x, {"y": [[y]]}, state, options=options)
+    y = [0.92976461079108, 0.920318863429123, 0.931350963541001, 0.921736050322775,
+         0.932696544850119, 0.91952832256688, 0.930568024045208, 0.921062381128771,
+         0.93205941179011, 0.922380156527733, 0.929770910118088, 0.920330320081968,
+         0.931318215990949, 0.921756237467303, 0.932720157970373, 0.919515978936628,
+         0.930579785457139, 0.921078414664293, 0.932018665973048, 0.922403708998701,
+         0.929777143371747, 0.920307279340899, 0.931334684571751, 0.921776181825893,
+         0.932672631849138, 0.919522183290344, 0.930591417482971, 0.921046160840421,
+         0.932039162132774, 0.922426966110166, 0.92976461079108, 0.920318863429123]  # fmt: skip
+    options = {"activations": ["sigmoid", ("scaled_tanh", 2.0, 2.0)]}
+    yield Vector(f"{name} 2", "gru_reset_before", params, x, {"y": [[y]]}, state, options=options)
+
 
 SOURCES = [
     pytorch,
@@ -373,8 +482,8 @@ VECTORS = [vector for source in SOURCES for vector in source()]
 
 
 def run_oracle(vector, state):
-    how = {"num_layers": vector.num_layers, "bidirectional": vector.bidirectional}
-    return oracle.forward(vector.cell, vector.params, vector.x, state, **how)
+    how = {"num_layers": vector.num_layers, "bidirectional": vector.bidirectional, **vector.options}
+    return oracle.forward(vector.cell.removesuffix("_io"), vector.params, vector.x, state, **how)
 
 
 def run_nbrnn(vector, state):
@@ -382,7 +491,10 @@ def run_nbrnn(vector, state):
         "elman_tanh": (nbrnn.RNN, {"nonlinearity": "tanh"}),
         "elman_relu": (nbrnn.RNN, {"nonlinearity": "relu"}),
         "lstm": (nbrnn.LSTM, {}),
+        "peephole_lstm": (nbrnn.PeepholeLSTM, {}),
+        "coupled_lstm_forget_io": (nbrnn.CoupledLSTM, {"couple": "forget", "peepholes": "io"}),
         "gru": (nbrnn.GRU, {"reset_after": True}),
+        "gru_reset_before": (nbrnn.GRU, {"reset_after": False}),
     }[vector.cell]
     layer = kind(
         vector.x.shape[2],
@@ -392,6 +504,7 @@ def run_nbrnn(vector, state):
         bidirectional=vector.bidirectional,
         dtype="float64",
         **own,
+        **vector.options,
     )
     layer.load_state_dict(vector.params)
     return layer(vector.x, state)

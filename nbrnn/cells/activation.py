@@ -73,14 +73,18 @@ class Activation:
 
     def __post_init__(self):
         if self.name not in _KINDS:
-            raise ValueError(f"activations: expected {', '.join(ACTIVATIONS)}, got {self.name!r}")
+            raise ValueError(f"expected one of {', '.join(ACTIVATIONS)}, got {self.name!r}")
         for letter, default in zip(("alpha", "beta"), _KINDS[self.name][2:]):
             value = getattr(self, letter)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
-                raise TypeError(f"activations: expected a number as {letter} of {self.name}, got {value!r}")
-            object.__setattr__(self, letter, default if value is None else float(value))
+            if value is None:
+                value = default
+            if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+                raise TypeError(f"expected a number as {letter} of {self.name}, got {value!r}")
+            if not np.isfinite(value):
+                raise ValueError(f"expected a finite {letter} of {self.name}, got {value}")
+            object.__setattr__(self, letter, float(value))
         if (self.name in _POSITIVE and not self.alpha > 0) or (self.name == "scaled_tanh" and self.alpha == 0):
-            raise ValueError(f"activations: expected a positive alpha of {self.name}, got {self.alpha}")
+            raise ValueError(f"expected a positive alpha of {self.name}, got {self.alpha}")
 
     def __call__(self, x: Number) -> Number:
         if self.limit is not None:
@@ -93,29 +97,36 @@ class Activation:
         if self.limit is None:
             return slope
         ends = [float(_KINDS[self.name][0](np.float64(x), self.alpha, self.beta)) for x in (-self.limit, self.limit)]
-        near = self.eps * max(map(abs, ends))
-        return where_less(min(ends) + near, y, where_less(y, max(ends) - near, slope, 0.0), 0.0)
+        low, high = min(ends), max(ends)
+        inside = where_less(y, high - self.eps * abs(high), slope, 0.0)
+        return where_less(low + self.eps * abs(low), y, inside, 0.0)
 
     def clipped(self, limit: float, eps: float) -> Activation:
         """The same of a clipped argument."""
         return replace(self, limit=limit, eps=eps)
 
 
+def check_activation(name: str, value: Any, default: str) -> Activation:
+    """What an argument means that is one activation: None, a name or (name, alpha, beta)."""
+    if value is None:
+        return Activation(default)
+    if isinstance(value, Activation):
+        return value
+    parts = (value,) if isinstance(value, str) else value
+    if not isinstance(parts, (tuple, list)) or not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
+        raise TypeError(f"{name}: expected a name or (name, alpha, beta), got {value!r}")
+    try:
+        return Activation(*parts)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
 def check_activations(value: Any, defaults: tuple[str, ...]) -> tuple[Activation, ...]:
     """What the argument `activations` means: None, or for each of a cell's a name or (name, alpha, beta)."""
     if value is None:
-        return tuple(map(Activation, defaults))
+        value = defaults
     if isinstance(value, str):
         value = (value,)
     if not isinstance(value, (tuple, list)) or len(value) != len(defaults):
         raise ValueError(f"activations: expected {len(defaults)} ({', '.join(defaults)} by default), got {value!r}")
-    found = []
-    for one in value:
-        if isinstance(one, Activation):
-            found.append(one)
-            continue
-        parts = (one,) if isinstance(one, str) else one
-        if not isinstance(parts, (tuple, list)) or not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
-            raise TypeError(f"activations: expected a name or (name, alpha, beta), got {one!r}")
-        found.append(Activation(*parts))
-    return tuple(found)
+    return tuple(check_activation("activations", *pair) for pair in zip(value, defaults))

@@ -16,7 +16,7 @@ kept    whatever backward likes to have from forward
 d...    the gradient with respect to something; 0.0 where there is none
 
 Each is a tuple in the order of the cell's names. An equation may leave out the last arguments that it does not need. A
-cell without `backward` gets one by the chain rule.
+cell without `backward` gets one by the chain rule, and its forward may return the new states alone.
 """
 
 from __future__ import annotations

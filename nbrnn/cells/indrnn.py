@@ -24,6 +24,5 @@ def backward(dnew, kept, prev, new, own, act):
 INDRNN = register(
     Cell(
         "indrnn", ("h",), ("h",), forward, backward, feedback=False, own=(Own("weight_u"),), activations=("relu",),
-        inside=1,
     )
 )  # fmt: skip

@@ -23,7 +23,7 @@ def forward(normals, prev, own, act):
     a_i, a_f, a_g, _ = gates_of(normals, own)
     (_, c_prev), (s, t, _) = prev, act
     c = s(a_f) * c_prev + s(a_i) * t(a_g)
-    return (c,), ()
+    return (c,)
 
 
 def finish(normal_c, normals, new, own, act):

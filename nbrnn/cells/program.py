@@ -110,6 +110,8 @@ class _Traced:
         cell, prev = self.cell, self.prev[self.hidden :]
         result = call(cell.forward, self.gates, prev, self.own, self.act, self._cells_given())
         early = len(cell.states) - (cell.finish is not None)
+        if cell.backward is None and isinstance(result, tuple) and not any(isinstance(x, tuple) for x in result):
+            result = result, ()
         new, kept = self._check("forward", result, {"new": early, "kept": None})
         self.inner, self.kept = tuple(map(self.graph.add, new)), tuple(map(self.graph.add, kept))
         states = [self._zoned(len(cell.states) - early + n, value) for n, value in enumerate(self.inner)]
@@ -230,10 +232,13 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
         cell.slots, max(cell.slots, kept), len(cell.input_slots), len(cell.recurrent_slots), len(cell.second),
         len(traced.prev), cell.own_rows, len(traced.names), int(options.recurrent_dropout), cell.norms, traced.late,
     )  # fmt: skip
-    parts = [repr(layout), stamp_of(compile_function), *[function.__name__ for function in functions.values()]]
+    front = _Front(cell, options, traced.act)
+    functions |= front.compile(cell.name)
+    names = [getattr(function, "__name__", repr(function)) for function in functions.values()]
+    parts = [repr(layout), stamp_of(compile_function), *names]
     tag = hashlib.blake2b("".join(parts).encode(), digest_size=6).hexdigest()
     equations = Equations(f"{cell.name}-{tag}", layout, **functions)
-    return Program(equations, traced.hidden, traced.names, _Front(cell, options, traced.act))
+    return Program(equations, traced.hidden, traced.names, front)
 
 
 def _plain(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
@@ -315,18 +320,22 @@ class _Front:
     """The states of the scan in front of the cell's own, at the beginning of a sequence: computed from those."""
 
     def __init__(self, cell: Cell, options: Options, act: tuple[Activation, ...]):
-        states, own, (mask,) = inputs("states", len(cell.states)), inputs("own", cell.own_rows), inputs("mask", 1)
-        out = call(cell.emission, states, own, act) if cell.emission else states[0]
-        self.results = [mask * out] * options.recurrent_dropout + [out] * (cell.emission is not None)
-        self.arguments, self.d = [*states, *own, mask], inputs("d", len(self.results))
-        self.gradients = derive(self.results, self.d, self.arguments[:-1])
-        self.states = len(states)
+        self.states, self.mask = inputs("states", len(cell.states)), inputs("mask", 1)
+        self.own = inputs("own", cell.own_rows)
+        out = call(cell.emission, self.states, self.own, act) if cell.emission else self.states[0]
+        self.results = [self.mask[0] * out] * options.recurrent_dropout + [out] * (cell.emission is not None)
+        self.d = inputs("d", len(self.results))
+        self.gradients = derive(self.results, self.d, [*self.states, *self.own])
 
-    def forward(self, states, own, mask) -> list[np.ndarray]:
-        """From the cell's states [., B, H], own numbers [., H] and the mask of recurrent dropout [B, H]."""
-        return evaluate(self.results, self.arguments, [*states, *own, mask])
+    def compile(self, name: str) -> dict[str, Any]:
+        """The function that computes them, for the scan."""
+        if not self.results:
+            return {}
+        groups = {"states": self.states, "own": self.own, "mask": self.mask}
+        return {"front": compile_function(f"{name}_front", groups, (tuple(self.results),)), "fronts": len(self.results)}
 
     def backward(self, dfront, states, own, mask) -> tuple[list[np.ndarray], list[np.ndarray]]:
         """The gradients of the cell's states and of its own numbers, for each row."""
-        found = evaluate(self.gradients, [*self.arguments, *self.d], [*states, *own, mask, *dfront])
-        return found[: self.states], found[self.states :]
+        given = [*self.states, *self.own, *self.mask, *self.d]
+        found = evaluate(self.gradients, given, [*states, *own, mask, *dfront])
+        return found[: len(self.states)], found[len(self.states) :]

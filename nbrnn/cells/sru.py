@@ -37,6 +37,6 @@ def backward(dnew, kept, prev, new, own, act):
 SRU = register(
     Cell(
         "sru", ("f", "r", "g", "x"), ("h", "c"), forward, backward, feedback=False, own=(Own("weight_c", rows=2),),
-        activations=("sigmoid",), inside=1,
+        activations=("sigmoid",),
     )
 )  # fmt: skip

@@ -44,6 +44,8 @@ def _stamp() -> str:
 
 
 STAMP = _stamp()
+# Rounds of a waiting OpenMP thread: longer than Python takes from one parallel region to the next.
+SPINS = "5000"
 
 
 def stamp_of(*functions: Callable) -> str:
@@ -152,8 +154,17 @@ def get_num_threads() -> int:
 @lru_cache(maxsize=1)
 def threading_layer() -> str:
     """The name of Numba's threading layer: omp, tbb or workqueue."""
-    numba.get_num_threads()  # starts the layer, which stays the same from then on
-    return numba.threading_layer()
+    # GNU OpenMP reads its settings when it is loaded. A thread that has waited for a while shall sleep: where another
+    # process has taken a core, the default lets the waiting one hold on to the other for ever longer.
+    ours = not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys()
+    if ours:
+        os.environ["GOMP_SPINCOUNT"] = SPINS
+    try:
+        numba.get_num_threads()  # starts the layer, which stays the same from then on
+        return numba.threading_layer()
+    finally:
+        if ours:
+            del os.environ["GOMP_SPINCOUNT"]
 
 
 def run(function: Callable, shards: int, *args: Any) -> Any:

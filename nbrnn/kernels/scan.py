@@ -152,6 +152,10 @@ class Equations(Constants):
         With normalisation `forward` gives the other states, and ``finish((normal,), gates, prev, new, own, given)`` the
         first ones; ``normal_backward(dnew, (normal,), gates, prev, new, own, given) -> (dnormal,)``. `backward` then
         takes (dnormal's mean, mean of dnormal times normal, 1 / deviation) and (normal,) behind dnew.
+    front : callable or None
+        ``front(states, own, mask)``: the first states of the scan, where they are computed from the others.
+    fronts : int
+        How many those are.
     """
 
     name: str
@@ -164,12 +168,19 @@ class Equations(Constants):
     project_backward: Callable | None = None
     finish: Callable | None = None
     normal_backward: Callable | None = None
+    front: Callable | None = None
+    fronts: int = 0
 
     def __getattr__(self, name: str) -> int:
         """The numbers of the layout, and what follows from them."""
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.layout, name)
+
+    @property
+    def plain(self) -> int:
+        """States that are not computed from others."""
+        return self.layout.states - self.fronts
 
     @property
     def step(self) -> Callable:
@@ -206,6 +217,32 @@ def compile_scan(cell: Equations, dtype: str) -> tuple[Callable, Callable]:
 
     tag = f"{cell.name}-{dtype}"
     return compiled(forward_scan, tag=tag, parallel=True), compiled(backward_scan, tag=tag, parallel=True)
+
+
+@cache
+def compile_front(cell: Equations, dtype: str) -> Callable:
+    """The entry that computes the first states of the scan from the others, at the beginning of a sequence.
+
+    Its arguments: 1, states [., B, H], own [., J U W], mask [., B, H], the states to compute [., B, H].
+    """
+
+    def front(shards, states, own, mask, out):
+        _front(cell, states, own, mask, out)
+
+    return compiled(front, tag=f"{cell.name}-{dtype}")
+
+
+@jitable
+def _front(cell, states, own, mask, out):
+    _, B, H = out.shape
+    W, plane = lanes_of(pointer(out, 0)), B * H
+    for m in range(B):
+        for unit in range(0, H, W):
+            at, count = m * H + unit, H - unit
+            given = load_many(pointer(states, at), plane, count, cell.plain)
+            mine = load_many(pointer(own, unit), own.shape[1], W, cell.own)
+            values = cell.front(given, mine, (load(pointer(mask, at), count),))
+            store_many(pointer(out, at), plane, values, count)
 
 
 @jitable

@@ -60,9 +60,9 @@ def check_cell(cell: Cell, *, seed: int = 0, **options: Any) -> CellReport:
     """
     rows = [("equations", _check_equations(cell, options))]
     problem = _Problem(cell, seed, options)
-    rows.append(("gradients against differences", _check_gradients(problem)))
+    rows.append(("against finite differences", _check_gradients(problem)))
     if cell.backward is not None:
-        rows.append(("backward against the chain rule", _check_derived(problem, options)))
+        rows.append(("against the chain rule", _check_derived(problem, options)))
     rows.append(("NaN", _check_nan(problem)))
     rows.append(("caching", _check_caching(problem.layer)))
     return CellReport(cell.name, tuple(rows))
@@ -110,7 +110,7 @@ def _check_equations(cell: Cell, options: dict[str, Any]) -> str:
     layer = Recurrent(cell, 1, 1, dtype="float64", **options)
     layout = layer._parts[0].layout
     how = "given" if cell.backward is not None else "derived"
-    return f"{layout.slots} pre-activations, {layout.kept} numbers kept, backward {how}"
+    return f"{layout.slots} numbers in, {layout.kept} kept, backward {how}"
 
 
 def _difference(array: np.ndarray, loss: Any) -> np.ndarray:

@@ -17,7 +17,7 @@ from nbrnn.cells.program import Options, Program, compile_cell
 from nbrnn.kernels import gemm, schedule
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import get_num_threads, run, threading_layer
-from nbrnn.kernels.scan import compile_scan
+from nbrnn.kernels.scan import compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, product_kernel
 from nbrnn.layers.module import Parameters, read_only
@@ -196,10 +196,14 @@ class Direction:
         """The states of the scan that stand in front of the cell's own, computed from the first ones."""
         if not self.program.hidden:
             return []
-        return self.program.front.forward(states, own[:, : self.hidden], self._mask(given))
+        states = np.stack(states)
+        out = np.empty((self.program.hidden, *states.shape[1:]), self.dtype)
+        run(compile_front(self.program.equations, self.dtype.name), 1, states, own, self._mask(given, states[0]), out)
+        return list(out)
 
-    def _mask(self, given: np.ndarray) -> np.ndarray | None:
-        return given[-1, 0] if self.shape.options.recurrent_dropout else None
+    def _mask(self, given: np.ndarray, state: np.ndarray) -> np.ndarray:
+        """The mask of what is fed back, [1, B, H]; anything where there is none."""
+        return given[-1, :1].copy() if self.shape.options.recurrent_dropout else state[None]
 
     def _take(self, size: int) -> np.ndarray:
         """Memory for a tape: that of an earlier step if it fits, so that a training loop touches no new memory."""
@@ -262,7 +266,7 @@ class Direction:
         if hidden:
             start = tape.y.shape[0] - 1 if self.reverse else 0
             states = tape.inner[hidden - 1 :, start]
-            own, mask = tape.own[:, : self.hidden], self._mask(tape.given)
+            own, mask = tape.own[:, : self.hidden], self._mask(tape.given, states[0])[0]
             dinner, downs = self.program.front.backward(dstates[:hidden], states, own, mask)
             dstates = [a + b for a, b in zip(dstates[hidden:], dinner)]
             for total, one in zip(down, downs):

@@ -26,7 +26,7 @@ from nbrnn.cells import (
     peephole_lstm,
     sru,
 )
-from nbrnn.cells.activation import check_activations
+from nbrnn.cells.activation import check_activation, check_activations
 from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
 from nbrnn.kernels import simd
@@ -156,7 +156,7 @@ class Recurrent(Module):
         if self.unit_forget_bias and not (self.bias and "f" in cell.gates):
             raise ValueError(f"unit_forget_bias: expected a cell with a forget gate and biases, got {cell.name}")
         self.activations = check_activations(activations, cell.activations)
-        (self.projection,) = check_activations(projection, (cell.projection or "linear",))
+        self.projection = check_activation("projection", projection, cell.projection or "linear")
         self.clip = check_positive("clip", clip)
         self.zoneout = self._check_zoneout(zoneout)
         self.input_dropout = check_fraction("input_dropout", input_dropout)
@@ -199,8 +199,8 @@ class Recurrent(Module):
             raise ValueError("proj_size: expected 0 beside recurrent_dropout or a zoneout of h")
         if not self.proj_size and self.projection.name != "linear":
             raise ValueError(f"projection: expected a proj_size for {self.projection.name!r}")
-        if self.clip is not None and cell.norms:
-            raise ValueError(f"clip: {cell.name} normalises its pre-activations")
+        if self.clip is not None and (cell.norms or cell.inside == len(cell.activations)):
+            raise ValueError(f"clip: expected None for {cell.name}, whose pre-activations go into no activation")
         if self.recurrent_dropout and not cell.feedback:
             raise ValueError(f"recurrent_dropout: {cell.name} has no recurrent product")
         if set(self.given) != set(cell.given):
@@ -263,7 +263,7 @@ class Recurrent(Module):
         names += ("proj_size", "unit_forget_bias", "clip", "input_dropout", "recurrent_dropout", "learn_state")
         config = {name: getattr(self, name) for name in names} | {"zoneout": list(self.zoneout)}
         acts = [[act.name, act.alpha, act.beta] for act in (*self.activations, self.projection)]
-        return config | {"activations": acts[:-1], "projection": acts[-1:], "dtype": self.dtype.name}
+        return config | {"activations": acts[:-1], "projection": acts[-1], "dtype": self.dtype.name}
 
     def generators(self) -> list[np.random.Generator]:
         return [self.rng]
@@ -478,11 +478,11 @@ class Recurrent(Module):
             return np.empty((0, 1, B, H), self.dtype)
         masked = train and any(self.zoneout)
         long = masked or any(len(array) > 1 for array in beside.values())
-        given = np.empty((len(names), T if long else 1, B, H), self.dtype)
+        given = np.empty((len(names), max(T, 1) if long else 1, B, H), self.dtype)
         zoneout = {f"zoneout {state}": p for state, p in zip(self.cell.states, self.zoneout)}
         for out, name in zip(given, names):
             if name in beside:
-                out[...] = beside[name]
+                out[...] = beside[name] if T else 0.0
             elif name in zoneout:
                 with self._lock:
                     out[...] = self.rng.random(out.shape, np.float32) >= zoneout[name] if train else 1 - zoneout[name]
@@ -614,6 +614,12 @@ class CTRNN(Recurrent):
         self.dt, self.integrator = check_positive("dt", dt), integrator
         super().__init__(self.CELLS[integrator], input_size, hidden_size, *args, given={"dt": self.dt}, **options)
 
+    def _check_given(self, given: Mapping[str, Any], T: int, B: int, single: bool) -> dict[str, np.ndarray]:
+        found = super()._check_given(given, T, B, single)
+        if found["dt"].min(initial=0.0) < 0:
+            raise ValueError(f"dt: expected lengths of time steps, got {found['dt'].min()}")
+        return found
+
     def config(self) -> dict[str, Any]:
         return super().config() | {"dt": self.dt, "integrator": self.integrator}
 
@@ -653,7 +659,7 @@ class RNN(Recurrent):
 
     def __init__(self, input_size: int, hidden_size: int, *args: Any, nonlinearity: str = "tanh", **options: Any):
         if nonlinearity not in self.CELLS:
-            raise ValueError(f"nonlinearity: expected tanh or relu, got {nonlinearity!r}")
+            raise ValueError(f"nonlinearity: expected tanh or relu (for others: activations), got {nonlinearity!r}")
         super().__init__(self.CELLS[nonlinearity], input_size, hidden_size, *args, **options)
         self.nonlinearity = nonlinearity
 
