@@ -9,7 +9,7 @@ from nbrnn.layers.dropout import Dropout
 from nbrnn.layers.embedding import Embedding
 from nbrnn.layers.linear import Linear
 from nbrnn.layers.module import Module, Parameters
-from nbrnn.layers.recurrent import (
+from nbrnn.layers.named import (
     CTRNN,
     GRU,
     LSTM,
@@ -22,8 +22,8 @@ from nbrnn.layers.recurrent import (
     LiGRU,
     MinGRU,
     PeepholeLSTM,
-    Recurrent,
 )
+from nbrnn.layers.recurrent import Recurrent
 from nbrnn.layers.sequential import Sequential
 from nbrnn.training import callbacks, schedules
 from nbrnn.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint

@@ -44,12 +44,12 @@ from functools import cache
 from typing import Any
 
 import numba
-import numpy as np
 from numba.extending import overload
 
 from nbrnn.kernels.barrier import join, meet
 from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.jit import compiled, jitable
+from nbrnn.kernels.normalise import moments, normalise_back, normalise_slots, number_at
 from nbrnn.kernels.simd import (
     accumulate_many,
     fill_behind,
@@ -65,8 +65,6 @@ from nbrnn.kernels.simd import (
     width,
 )
 from nbrnn.kernels.tiles import VECTORS, product
-
-EPSILON = 1e-5  # added to the variance in a normalisation
 
 
 @dataclass(frozen=True)
@@ -385,13 +383,13 @@ def _step_normalised(cell, kernels, x, row, weights, part, at, states, beside, s
     for j in range(j0, j1):
         _products(cell, kernels, x, row, weights, part, at, states, j)
     for m in range(rows):
-        _normalise_slots(cell, shift(gates, m * g_m), g_j, H, shift(stats, m * count))
+        normalise_slots(cell, shift(gates, m * g_m), g_j, H, shift(stats, m * count))
         for unit in range(0, H, W):
             left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
             prev, own, given = _arguments(cell, m, unit, left, H, states, beside)
             early, _ = cell.forward(load_many(here, units, W, cell.slots), prev, own, given)
             store_many(shift(c, m * H + unit + (cell.late - 1) * plane), plane, early, left)
-        mean, scale = _moments(shift(c, m * H + (cell.late - 1) * plane), H)
+        mean, scale = moments(shift(c, m * H + (cell.late - 1) * plane), H)
         store(shift(stats, m * count + count - 2), mean, 1)
         store(shift(stats, m * count + count - 1), scale, 1)
         for unit in range(0, H, W):
@@ -402,46 +400,6 @@ def _step_normalised(cell, kernels, x, row, weights, part, at, states, beside, s
             late = cell.finish(normal, load_many(here, units, W, cell.slots), prev, new, own, given)
             store(shift(h, m * ld + unit), late[0], left)
             store_many(shift(c, m * H + unit), plane, late[1:], left)
-
-
-@jitable
-def _normalise_slots(cell, gates, g_j, H, stats):
-    """Normalise the pre-activations of one row, group by group, in place."""
-    W = lanes_of(gates)
-    units, size = cell.vectors * W, cell.slots // cell.norms
-    for group in range(cell.norms):
-        first = group * size * units
-        total, square = load(gates, 0), load(gates, 0)
-        for unit in range(0, H, W):
-            here = shift(gates, first + unit // units * g_j + unit % units)
-            for slot in range(size):
-                total += load(shift(here, slot * units), H - unit)
-        mean = lane_sum(total) / (size * H)
-        for unit in range(0, H, W):
-            here = shift(gates, first + unit // units * g_j + unit % units)
-            for slot in range(size):
-                one = fill_behind(load(shift(here, slot * units), W) - mean, H - unit, 0.0)
-                square += one * one
-        scale = 1.0 / np.sqrt(lane_sum(square) / (size * H) + EPSILON)
-        for unit in range(0, H, W):
-            here = shift(gates, first + unit // units * g_j + unit % units)
-            for slot in range(size):
-                place = shift(here, slot * units)
-                store(place, fill_behind((load(place, W) - mean) * scale, H - unit, 0.0), W)
-        store(shift(stats, group), scale, 1)
-
-
-@jitable
-def _moments(p, H):
-    """The mean of H numbers, and 1 / deviation."""
-    W, total, square = lanes_of(p), load(p, 0), load(p, 0)
-    for unit in range(0, H, W):
-        total += load(shift(p, unit), H - unit)
-    mean = lane_sum(total) / H
-    for unit in range(0, H, W):
-        one = fill_behind(load(shift(p, unit), H - unit) - mean, H - unit, 0.0)
-        square += one * one
-    return mean, 1.0 / np.sqrt(lane_sum(square) / H + EPSILON)
 
 
 @jitable
@@ -643,7 +601,7 @@ def _step_back_normalised(cell, kernel, weights, part, at, states, gradients, be
     stats, scratch, ld_scratch, _ = mid
     ld, W, units, count = states[2], lanes_of(gates), cell.vectors * lanes_of(gates), cell.norms + 2
     for m in range(rows):
-        mean, scale = _scalar(stats, m * count + count - 2), _scalar(stats, m * count + count - 1)
+        mean, scale = number_at(stats, m * count + count - 2), number_at(stats, m * count + count - 1)
         total, along = load(dh, 0), load(dh, 0)
         for unit in range(0, H, W):
             left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
@@ -673,38 +631,8 @@ def _step_back_normalised(cell, kernel, weights, part, at, states, gradients, be
             store(shift(dh, dh_at), dprev[0], left)
             store_many(shift(dc, dc_at), dplane, dprev[1:], left)
             accumulate_many(shift(down, m * ld_down + unit), down_plane, dmine)
-        _normalise_back(cell, shift(scratch, m * ld_scratch), shift(gates, m * g_m), g_j, H, shift(stats, m * count))
+        normalise_back(cell, shift(scratch, m * ld_scratch), shift(gates, m * g_m), g_j, H, shift(stats, m * count))
     _recurrent_back(cell, kernel, weights, part, at, gradients)
-
-
-@jitable
-def _scalar(p, n):
-    return lane_sum(load(shift(p, n), 1))
-
-
-@jitable
-def _normalise_back(cell, d, gates, g_j, H, stats):
-    """From normalised pre-activations in the tape and their gradients `d` to those of the pre-activations."""
-    W = lanes_of(gates)
-    units, size = cell.vectors * W, cell.slots // cell.norms
-    for group in range(cell.norms):
-        first = group * size * units
-        total, along = load(gates, 0), load(gates, 0)
-        for unit in range(0, H, W):
-            j = unit // units
-            here, there = first + j * g_j + unit % units, first + j * cell.slots * units + unit % units
-            for slot in range(size):
-                one = load(shift(d, there + slot * units), W)
-                total += one
-                along += one * load(shift(gates, here + slot * units), W)
-        mean, slope, scale = lane_sum(total) / (size * H), lane_sum(along) / (size * H), _scalar(stats, group)
-        for unit in range(0, H, W):
-            j = unit // units
-            here, there = first + j * g_j + unit % units, first + j * cell.slots * units + unit % units
-            for slot in range(size):
-                place = shift(gates, here + slot * units)
-                one = load(shift(d, there + slot * units), W) - mean - load(place, W) * slope
-                store(place, fill_behind(one * scale, H - unit, 0.0), W)
 
 
 @jitable

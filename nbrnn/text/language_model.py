@@ -24,7 +24,7 @@ from nbrnn.data.windows import RandomWindows, SequentialWindows
 from nbrnn.layers.dropout import Dropout
 from nbrnn.layers.embedding import Embedding
 from nbrnn.layers.linear import Linear
-from nbrnn.layers.recurrent import (
+from nbrnn.layers.named import (
     CTRNN,
     GRU,
     LSTM,
