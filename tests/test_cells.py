@@ -64,7 +64,7 @@ OPTIONS = [
     # Projection
     ("lstm", {"proj_size": 3} | BOTH),
     ("peephole_lstm", {"proj_size": 3, "projection": "tanh", "dropout": 0.3, "zoneout": (0, 0.4)} | BOTH),
-    ("jordan", {"proj_size": 3, "projection": [("scaled_tanh", 1.5, 0.6)], "batch_first": True} | BOTH),
+    ("jordan", {"proj_size": 3, "projection": ("scaled_tanh", 1.5, 0.6), "batch_first": True} | BOTH),
     # What training draws
     ("elman_tanh", {"zoneout": 0.3, "recurrent_dropout": 0.4, "input_dropout": 0.3, "dropout": 0.2} | BOTH),
     ("lstm", {"zoneout": (0.3, 0.2), "recurrent_dropout": 0.4, "clip": 0.8}),
@@ -366,6 +366,10 @@ def test_a_layer_whose_gradients_come_from_the_chain_rule_has_the_same():
         (lambda: nbrnn.LSTM(3, 4, proj_size=2, zoneout=0.1), "proj_size.*zoneout"),
         (lambda: nbrnn.LSTM(3, 4, proj_size=2, recurrent_dropout=0.1), "proj_size.*recurrent_dropout"),
         (lambda: nbrnn.JordanRNN(3, 4, zoneout=0.1), "zoneout"),
+        (lambda: nbrnn.JordanRNN(3, 4, projection="swish"), "projection"),
+        (lambda: nbrnn.CTRNN(3, 4, clip=1.0), "clip"),
+        (lambda: nbrnn.LSTM(3, 4, activations=("relu", "tanh", ("elu", np.inf))), "activations"),
+        (lambda: nbrnn.CTRNN(3, 4)(np.zeros((5, 2, 3), "float32"), dt=-1.0), "dt"),
         (lambda: nbrnn.LSTM(3, 4, projection="tanh"), "projection"),
         (lambda: nbrnn.MinGRU(3, 4, recurrent_dropout=0.1), "recurrent_dropout"),
         (lambda: nbrnn.IndRNN(3, 4, recurrent_dropout=0.1), "recurrent_dropout"),

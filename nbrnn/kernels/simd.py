@@ -297,7 +297,9 @@ def emit_call(builder, name, vector, *args):
 
 @intrinsic
 def pointer(typingctx, array, offset):
-    """A pointer to element `offset` of a C-contiguous array."""
+    """A pointer to element `offset` of a C-contiguous array; others are refused when the caller is compiled."""
+    if not isinstance(array, types.Array) or array.layout != "C":
+        return None
 
     def codegen(context, builder, sig, args):
         data = context.make_array(sig.args[0])(context, builder, args[0]).data

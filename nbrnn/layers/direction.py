@@ -196,7 +196,7 @@ class Direction:
         """The states of the scan that stand in front of the cell's own, computed from the first ones."""
         if not self.program.hidden:
             return []
-        states = np.stack(states)
+        states = np.ascontiguousarray(np.stack(states))  # a stack may have any order
         out = np.empty((self.program.hidden, *states.shape[1:]), self.dtype)
         run(compile_front(self.program.equations, self.dtype.name), 1, states, own, self._mask(given, states[0]), out)
         return list(out)

@@ -281,7 +281,7 @@ class Recurrent(Module):
         arrays = []
         for state, size in zip(self.cell.states, self._sizes()):
             rows = [np.broadcast_to(self.params[f"{state}_0{end}"], (B, size)) for end, _ in self._ends()]
-            arrays.append(np.stack(rows))
+            arrays.append(np.ascontiguousarray(np.stack(rows)))
         return arrays
 
     def _check_states(self, name: str, state: State, B: int, single: bool) -> list[np.ndarray]:
