@@ -97,7 +97,7 @@ def sharded(function: Callable) -> Callable:
 
     def entry(shards, *args):
         if shards == 1:
-            shard(0, 1, *args)
+            shard(shards - 1, shards, *args)
         else:
             for s in numba.prange(shards):
                 shard(s, shards, *args)

@@ -200,15 +200,15 @@ def compile_scan(cell: Equations, dtype: str) -> tuple[Callable, Callable]:
     """The entries of the forward and the backward scan of a cell; arguments as in `_forward` and `_backward`."""
 
     def forward_scan(shards, *args):
-        if shards == 1:
-            _forward(0, 1, cell, args)
+        if shards == 1:  # no literals here: both paths share what is compiled
+            _forward(shards - 1, shards, cell, args)
         else:
             for s in numba.prange(shards):
                 _forward(s, shards, cell, args)
 
     def backward_scan(shards, *args):
         if shards == 1:
-            _backward(0, 1, cell, args)
+            _backward(shards - 1, shards, cell, args)
         else:
             for s in numba.prange(shards):
                 _backward(s, shards, cell, args)
