@@ -127,7 +127,7 @@ def torch_step(case, shape, threads):
 
 
 def own_rows(parameter, one, torch):
-    parameter = torch.exp(parameter) if one.positive else parameter
+    parameter = parameter if one.exponent is None else torch.exp(one.exponent * parameter)
     return list(parameter) if one.rows > 1 else [parameter]
 
 

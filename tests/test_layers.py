@@ -9,7 +9,7 @@ import pytest
 from test_recurrent import assert_same_bits
 
 import nbrnn
-from nbrnn.layers.dropout import draw_mask
+from nbrnn.layers.dropout import draw_kept, draw_mask
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -139,6 +139,17 @@ def test_dropout_throws_new_dice_every_time_and_the_same_for_the_same_seed():
     assert (first != second).any()
     np.testing.assert_array_equal(two.vjp(x)[0], first)
     np.testing.assert_array_equal(two.vjp(x)[0], second)
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
+@pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
+def test_every_generator_gives_the_share_and_no_pattern(bits, p):
+    kept = draw_kept(np.random.Generator(bits(0)), (401, 999), p)
+    assert kept.shape == (401, 999)
+    bound = 5 * np.sqrt(p * (1 - p) / 401)
+    # in every column and every fourth number, where a word of 64 bits repeats itself
+    assert np.abs(kept.mean(axis=0) - (1 - p)).max() <= bound
+    assert np.abs(kept.ravel()[: 401 * 996].reshape(-1, 4).mean(axis=0) - (1 - p)).max() <= bound / 10
 
 
 def test_a_mask_is_the_same_for_both_dtypes():

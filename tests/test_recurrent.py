@@ -16,6 +16,7 @@ import nbrnn
 from nbrnn.cells.cell import CELLS
 from nbrnn.kernels import schedule
 from nbrnn.kernels.schedule import Schedule
+from nbrnn.layers.dropout import draw_kept
 
 CELL = pytest.mark.parametrize("cell", CELLS)
 # Each pair costs a compilation: all cells in float64, the great ones in float32 too.
@@ -130,7 +131,7 @@ def draws_of(problem, T, B):
     layer, rng = problem.layer, np.random.default_rng(problem.seed)
 
     def mask(p, *shape):
-        return (rng.random(shape, np.float32) >= p) / (1 - p)
+        return draw_kept(rng, shape, p) / (1 - p)
 
     masks, feedback_masks, zoneout = {}, {}, {}
     for k in range(layer.num_layers):
@@ -141,7 +142,7 @@ def draws_of(problem, T, B):
             masks[k] = masks.get(k, 1) * mask(layer.input_dropout, 1, B, inputs)
         for row in range(k * layer.directions, (k + 1) * layer.directions):
             H = layer.hidden_size
-            zoneout[row] = [rng.random((T, B, H), np.float32) >= p if p else 1 for p in layer.zoneout]
+            zoneout[row] = [draw_kept(rng, (T, B, H), p) if p else 1 for p in layer.zoneout]
             if layer.recurrent_dropout:
                 feedback_masks[row] = mask(layer.recurrent_dropout, B, H)
     return {"masks": masks, "feedback_masks": feedback_masks, "zoneout": zoneout}

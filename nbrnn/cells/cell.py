@@ -38,14 +38,14 @@ class Own:
         How many numbers a unit it has: the parameter is (rows, H), or (H,) for one.
     first : float or None
         The value to begin with; None draws it as the weights.
-    positive : bool
-        Whether the equations get the exponential of the parameter.
+    exponent : float or None
+        The equations get exp(exponent times the parameter), which is positive; None: the parameter itself.
     """
 
     name: str
     rows: int = 1
     first: float | None = None
-    positive: bool = False
+    exponent: float | None = None
 
 
 @dataclass(frozen=True)

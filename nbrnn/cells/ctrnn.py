@@ -23,34 +23,34 @@ def emission(states, own, act):
 
 
 def forward_euler(gates, prev, own, act, given):
-    (a,), (v,), (tau, _), (dt,) = gates, prev, own, given
-    k = dt / tau
+    (a,), (v,), (rate, _), (dt,) = gates, prev, own, given
+    k = dt * rate
     return (v + k * (a - v),), (a, k)
 
 
 def backward_euler(dnew, kept, prev, new, own, act, given):
-    (dv,), (a, k), (v_prev,), (tau, _) = dnew, kept, prev, own
-    # v = v_prev + k (a - v_prev), k = dt / tau
-    da = dv * k
-    dtau = -(da * (a - v_prev)) / tau
-    return (da,), (dv - da,), (dtau, 0.0)
+    (dv,), (a, k), (v_prev,), (dt,) = dnew, kept, prev, given
+    # v = v_prev + k (a - v_prev), k = dt rate
+    da, drate = dv * k, dv * (a - v_prev) * dt
+    return (da,), (dv - da,), (drate, 0.0)
 
 
 def forward_exponential(gates, prev, own, act, given):
-    (a,), (v,), (tau, _), (dt,) = gates, prev, own, given
-    e = exp(-(dt / tau))
+    (a,), (v,), (rate, _), (dt,) = gates, prev, own, given
+    e = exp(-(dt * rate))
     return (a + (v - a) * e,), (a, e)
 
 
 def backward_exponential(dnew, kept, prev, new, own, act, given):
-    (dv,), (a, e), (v_prev,), (tau, _), (dt,) = dnew, kept, prev, own, given
-    # v = a + (v_prev - a) e, e = exp(-dt / tau)
+    (dv,), (a, e), (v_prev,), (dt,) = dnew, kept, prev, given
+    # v = a + (v_prev - a) e, e = exp(-dt rate)
     dv_prev = dv * e
-    dtau = dv_prev * (v_prev - a) * dt / (tau * tau)
-    return (dv - dv_prev,), (dv_prev,), (dtau, 0.0)
+    drate = dv_prev * (a - v_prev) * dt
+    return (dv - dv_prev,), (dv_prev,), (drate, 0.0)
 
 
-OWN = Own("log_tau", first=0.0, positive=True), Own("theta", first=0.0)
+# The equations take the rate 1 / tau, for which nothing has to be divided.
+OWN = Own("log_tau", first=0.0, exponent=-1.0), Own("theta", first=0.0)
 CTRNN = register(
     Cell(
         "ctrnn", ("v",), ("v",), forward_euler, backward_euler, emission=emission, own=OWN, activations=("sigmoid",),

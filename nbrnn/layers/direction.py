@@ -188,7 +188,7 @@ class Direction:
         own, row = np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype), 0
         for one in self.cell.own:
             value = params[one.name + self.end]
-            own[row : row + one.rows, : self.hidden] = np.exp(value) if one.positive else value
+            own[row : row + one.rows, : self.hidden] = value if one.exponent is None else np.exp(one.exponent * value)
             row += one.rows
         return own
 
@@ -309,8 +309,9 @@ class Direction:
         totals, row = down.sum(axis=1)[:, : self.hidden], 0
         for one in self.cell.own:
             rows = slice(row, row + one.rows)
-            # d exp(p) = exp(p) dp
-            total = totals[rows] * own[rows, : self.hidden] if one.positive else totals[rows]
+            total = totals[rows]
+            if one.exponent is not None:  # d exp(k p) = k exp(k p) dp
+                total = total * own[rows, : self.hidden] * self.dtype.type(one.exponent)
             grads[one.name + self.end][...] = total if one.rows > 1 else total[0]
             row += one.rows
 

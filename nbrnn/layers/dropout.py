@@ -5,6 +5,7 @@ N. Srivastava et al., Dropout: A Simple Way to Prevent Neural Networks from Over
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -14,9 +15,19 @@ from nbrnn.layers.initialise import Seed, generator
 from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_fraction
 
 
+def draw_kept(rng: np.random.Generator, shape: tuple[int, ...], p: float) -> np.ndarray:
+    """An array of booleans, False with probability p (to 16 bits, which are drawn five times as fast as floats)."""
+    count, bits = math.prod(shape), rng.bit_generator
+    if isinstance(bits, np.random.MT19937):  # whose raw numbers have 32 bits
+        numbers = np.frombuffer(rng.bytes(2 * count), np.uint16)
+    else:
+        numbers = bits.random_raw(-(-count // 4)).view(np.uint16)[:count]
+    return (numbers >= round(p * 65536)).reshape(shape)
+
+
 def draw_mask(rng: np.random.Generator, shape: tuple[int, ...], p: float, dtype: np.dtype) -> np.ndarray:
     """An array that is 0 with probability p and 1 / (1 - p) otherwise."""
-    return (rng.random(shape, np.float32) >= p) * dtype.type(1.0 / (1.0 - p))
+    return draw_kept(rng, shape, p) * dtype.type(1.0 / (1.0 - p))
 
 
 class Dropout(Module):

@@ -17,7 +17,7 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
 from nbrnn.kernels import simd
 from nbrnn.layers.direction import Direction, Shape, Tape
-from nbrnn.layers.dropout import draw_mask
+from nbrnn.layers.dropout import draw_kept, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import (
     Module,
@@ -470,7 +470,7 @@ class Recurrent(Module):
                 out[...] = beside[name] if T else 0.0
             elif name in zoneout:
                 with self._lock:
-                    out[...] = self.rng.random(out.shape, np.float32) >= zoneout[name] if train else 1 - zoneout[name]
+                    out[...] = draw_kept(self.rng, out.shape, zoneout[name]) if train else 1 - zoneout[name]
             else:
                 with self._lock:
                     out[...] = draw_mask(self.rng, (B, H), self.recurrent_dropout, self.dtype)
