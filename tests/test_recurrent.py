@@ -309,6 +309,8 @@ SHAPES_AND_OPTIONS = st.fixed_dictionaries(
 @CELL
 @given(how=SHAPES_AND_OPTIONS)
 def test_any_shape_and_options_agree_with_the_oracle(cell, how):
+    if CELLS[cell].norms:
+        how["H"] += 1  # a state of one unit normalised is 0, and its gradient nothing but rounding
     problem = make_problem(cell, **how | {"tokens": how["tokens"] and cell in TOKENS})
     got = by_layer(problem)
     assert_agree(got, by_oracle(problem), BOUND["float64"])
@@ -407,6 +409,8 @@ def test_every_schedule_gives_the_same_bits(cell, dtype, tokens, monkeypatch):
         problem = make_problem(cell, I=9, dtype=dtype, tokens=tokens, num_layers=2, bidirectional=True, **sizes)
         results = []
         for kind, shards, block in SCHEDULES:
+            if kind == "units" and CELLS[cell].norms:
+                continue  # never chosen: a normalisation takes whole rows
             forced = Schedule(kind, shards, block, "forced")
             monkeypatch.setattr(schedule, "choose", lambda *args, forced=forced: forced)
             assert "forced" in problem.layer.explain(7, 1)
