@@ -101,6 +101,9 @@ def torch_step(case, shape, threads):
             first = (ahead[:, : 2 * H] + torch.addmm(b[: 2 * H], h, w[: 2 * H].T)).chunk(2, 1)
             middle = call(cell.operand, first, states, own, act, given)
             return (*first, ahead[:, 2 * H :] + torch.addmm(b[2 * H :], middle, w[2 * H :].T))
+        if cell.norms:
+            both = ahead, h @ p["weight_hh_l0"].T
+            return [gate for a in both for gate in torch.nn.functional.layer_norm(a, a.shape[1:]).chunk(G, 1)]
         back = torch.addmm(p["bias_hh_l0"], h, p["weight_hh_l0"].T)
         if cell.separate:
             (i_r, i_z, i_n), (h_r, h_z, h_n) = ahead.chunk(G, 1), back.chunk(G, 1)
@@ -111,12 +114,16 @@ def torch_step(case, shape, threads):
         for tensor in p.values():
             tensor.grad = None
         own = [row for one in cell.own for row in own_rows(p[f"{one.name}_l0"], one, torch)]
-        ahead = torch.nn.functional.linear(x, p["weight_ih_l0"], p["bias_ih_l0"])
+        ahead = torch.nn.functional.linear(x, p["weight_ih_l0"], p.get("bias_ih_l0"))
         states, outputs = [torch.zeros(B, H) for _ in cell.states], []
         h = torch.zeros(B, layer.out_size)
         for t in range(T):
-            new, _ = call(cell.forward, products(h, states, own, ahead[t]), states, own, act, given)
-            states = list(new)
+            gates = products(h, states, own, ahead[t])
+            new = call(cell.forward, gates, states, own, act, given)
+            states = list(new if cell.finish else new[0])
+            if cell.finish:
+                normal = torch.nn.functional.layer_norm(states[0], states[0].shape[1:])
+                states.insert(0, cell.finish(normal, gates, states, own, act))
             h = call(cell.emission, states, own, act) if cell.emission else states[0]
             if layer.proj_size:
                 h = layer.projection(torch.nn.functional.linear(h, p["weight_hr_l0"], p.get("bias_hr_l0")))
