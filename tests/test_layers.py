@@ -578,7 +578,11 @@ ARGUMENT_ERRORS = [
     (ValueError, "dtype: expected float32 or float64, got 'float16'", lambda: nbrnn.LSTM(3, 3, dtype="float16")),
     (ValueError, "dtype: expected float32 or float64, got 'nonsense'", lambda: nbrnn.Linear(3, 3, dtype="nonsense")),
     (ValueError, "init: expected one of torch, glorot, orthogonal, got 'he'", lambda: nbrnn.Linear(3, 3, init="he")),
-    (ValueError, "nonlinearity: expected tanh or relu (for others: activations), got 'sin'", lambda: nbrnn.RNN(3, 3, nonlinearity="sin")),
+    (
+        ValueError,
+        "nonlinearity: expected tanh or relu (for others: activations), got 'sin'",
+        lambda: nbrnn.RNN(3, 3, nonlinearity="sin"),
+    ),
 ]
 
 
