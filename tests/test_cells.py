@@ -368,6 +368,7 @@ def test_a_layer_whose_gradients_come_from_the_chain_rule_has_the_same():
         (lambda: nbrnn.JordanRNN(3, 4, zoneout=0.1), "zoneout"),
         (lambda: nbrnn.JordanRNN(3, 4, projection="swish"), "projection"),
         (lambda: nbrnn.CTRNN(3, 4, clip=1.0), "clip"),
+        (lambda: nbrnn.LayerNormLSTM(3, 4, unit_forget_bias=True), "unit_forget_bias"),
         (lambda: nbrnn.LSTM(3, 4, activations=("relu", "tanh", ("elu", np.inf))), "activations"),
         (lambda: nbrnn.CTRNN(3, 4)(np.zeros((5, 2, 3), "float32"), dt=-1.0), "dt"),
         (lambda: nbrnn.LSTM(3, 4, projection="tanh"), "projection"),

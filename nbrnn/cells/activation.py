@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from nbrnn.cells.equations import Number, clip, exp, sigmoid, softplus, tanh, where_less
+from nbrnn.cells.equations import Number, clip, exp, relu, sigmoid, softplus, tanh, where_less
 
 
 def _abs(x: Number) -> Number:
@@ -25,7 +25,7 @@ _KINDS: dict[str, tuple[Callable, Callable, float, float]] = {
     "linear": (lambda x, a, b: x, lambda y, a, b: 1.0, 0.0, 0.0),
     "affine": (lambda x, a, b: x * a + b, lambda y, a, b: a, 1.0, 0.0),
     # 0 times y, so that a NaN is not hidden
-    "relu": (lambda x, a, b: where_less(x, 0.0, 0.0, x), lambda y, a, b: where_less(0.0, y, 1.0, y * 0.0), 0.0, 0.0),
+    "relu": (lambda x, a, b: relu(x), lambda y, a, b: where_less(0.0, y, 1.0, y * 0.0), 0.0, 0.0),
     "leaky_relu": (
         lambda x, a, b: where_less(x, 0.0, x * a, x), lambda y, a, b: where_less(y, 0.0, a, 1.0), 0.01, 0.0
     ),

@@ -138,7 +138,7 @@ class Recurrent(Module):
         self.dtype = check_dtype(dtype)
         self.init = check_scheme(init)
         self.unit_forget_bias, self.learn_state = bool(unit_forget_bias), bool(learn_state)
-        if self.unit_forget_bias and not (self.bias and "f" in cell.gates):
+        if self.unit_forget_bias and not (self.bias and cell.biased and "f" in cell.gates):
             raise ValueError(f"unit_forget_bias: expected a cell with a forget gate and biases, got {cell.name}")
         self.activations = check_activations(activations, cell.activations)
         self.projection = check_activation("projection", projection, cell.projection or "linear")
@@ -240,7 +240,7 @@ class Recurrent(Module):
         if self.unit_forget_bias:
             at = self.cell.gates.index("f") * self.hidden_size
             for name, view in self.params.items():
-                if name.startswith("bias_ih") or name.startswith("bias_hh"):
+                if name.startswith(("bias_ih", "bias_hh")):
                     view[at : at + self.hidden_size] = 1.0 if name.startswith("bias_ih") else 0.0
 
     def config(self) -> dict[str, Any]:
