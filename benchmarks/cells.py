@@ -1,10 +1,12 @@
-"""What a cell costs: training time per useful operation against the plain LSTM, and against PyTorch eager.
+"""What a cell costs: training time per useful operation against the plain LSTM, and against PyTorch.
 
     python benchmarks/cells.py                       every cell of the registry and some options
     python benchmarks/cells.py --shapes 50,16,512,512 --cases "peephole_lstm" "lstm zoneout"
+    python benchmarks/cells.py --torch eager compiled
 
 A case is a cell and perhaps an option. All of ours run in one process and in turn, those in PyTorch in another. The
-cells in PyTorch are the same equations, evaluated step by step by its autograd.
+cells in PyTorch are the same equations, evaluated step by step by its autograd; compiled, a step is one function that
+went through torch.compile (which needs a C++ compiler, and a minute for each case).
 """
 
 from __future__ import annotations
@@ -75,8 +77,8 @@ def training_step(case, shape):
 # ------------------------------------------------------------------ the same in PyTorch
 
 
-def torch_step(case, shape, threads):
-    """A training step of a cell in PyTorch eager; its equations are those of the cell, on tensors."""
+def torch_step(case, shape, threads, compiled):
+    """A training step of a cell in PyTorch; its equations are those of the cell, on tensors."""
     import torch
 
     from nbrnn.cells.cell import Cell
@@ -110,23 +112,30 @@ def torch_step(case, shape, threads):
             return i_n, i_r + h_r, i_z + h_z, h_n
         return (ahead + back).chunk(G, 1)
 
+    def one(h, states, own, ahead):
+        """One time step."""
+        gates = products(h, states, own, ahead)
+        new = call(cell.forward, gates, states, own, act, given)
+        states = list(new if cell.finish else new[0])
+        if cell.finish:
+            normal = torch.nn.functional.layer_norm(states[0], states[0].shape[1:])
+            states.insert(0, cell.finish(normal, gates, states, own, act))
+        h = call(cell.emission, states, own, act) if cell.emission else states[0]
+        if layer.proj_size:
+            h = layer.projection(torch.nn.functional.linear(h, p["weight_hr_l0"], p.get("bias_hr_l0")))
+        return h, states
+
+    if compiled:
+        one = torch.compile(one, dynamic=False)
+
     def step():
         for tensor in p.values():
             tensor.grad = None
-        own = [row for one in cell.own for row in own_rows(p[f"{one.name}_l0"], one, torch)]
+        own = [row for kind in cell.own for row in own_rows(p[f"{kind.name}_l0"], kind, torch)]
         ahead = torch.nn.functional.linear(x, p["weight_ih_l0"], p.get("bias_ih_l0"))
-        states, outputs = [torch.zeros(B, H) for _ in cell.states], []
-        h = torch.zeros(B, layer.out_size)
+        h, states, outputs = torch.zeros(B, layer.out_size), [torch.zeros(B, H) for _ in cell.states], []
         for t in range(T):
-            gates = products(h, states, own, ahead[t])
-            new = call(cell.forward, gates, states, own, act, given)
-            states = list(new if cell.finish else new[0])
-            if cell.finish:
-                normal = torch.nn.functional.layer_norm(states[0], states[0].shape[1:])
-                states.insert(0, cell.finish(normal, gates, states, own, act))
-            h = call(cell.emission, states, own, act) if cell.emission else states[0]
-            if layer.proj_size:
-                h = layer.projection(torch.nn.functional.linear(h, p["weight_hr_l0"], p.get("bias_hr_l0")))
+            h, states = one(h, states, own, ahead[t])
             outputs.append(h)
         torch.stack(outputs).backward(dy)
 
@@ -172,22 +181,21 @@ def main():
     parser.add_argument("--shapes", nargs="+", type=shape_of, default=SHAPES, metavar="T,B,I,H")
     parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--no-torch", action="store_true")
+    parser.add_argument("--torch", nargs="*", choices=("eager", "compiled"), default=["eager"])
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(lambda case, shape: torch_step(case, shape, args.threads))
+        serve(lambda case, shape, threads: torch_step(case, shape, threads, args.serve == "compiled"))
         return
     import nbrnn
 
     nbrnn.set_num_threads(args.threads)
-    eager = None
-    if not args.no_torch and importlib.util.find_spec("torch"):
-        eager = Engine("torch eager", __file__)
+    others = [Engine(name, __file__) for name in args.torch if importlib.util.find_spec("torch")]
     for shape in args.shapes:
         print(f"\ntraining, T,B,I,H = {shape}, float32, {args.threads} threads: best (median) of {args.rounds}\n")
-        print("| case | ms | GFLOP/s | time per operation, LSTM = 1 | PyTorch eager, times slower |")
-        print("| --- | ---: | ---: | ---: | ---: |")
+        print("| case | ms | GFLOP/s | time per operation, LSTM = 1 |" + "".join(
+            f" PyTorch {other.name}, times slower |" for other in others))  # fmt: skip
+        print("| --- |" + " ---: |" * (3 + len(others)))
         plain, plain_work = training_step("lstm", shape)
         for case in args.cases:
             step, work = training_step(case, shape)
@@ -195,13 +203,13 @@ def main():
             ours, lstm = measure([step, plain], args.rounds)
             ratios = [a / b * plain_work / work for a, b in zip(ours, lstm)]
             best = min(ours) / min(lstm) * plain_work / work
-            slower = "-"
-            if eager and (" " not in case or case.endswith("projected")):
-                eager.ask(case=(case, shape))
-                slower = f"{min(eager.ask(seconds=1.0)) / min(ours):.1f}"
+            slower = ""
+            for other in others if " " not in case or case.endswith("projected") else ():
+                other.ask(case=(case, shape, args.threads))
+                slower += f" {min(other.ask(seconds=1.0)) / min(ours):.1f} |"
             ms, middle = 1e3 * min(ours), 1e3 * sorted(ours)[len(ours) // 2]
             print(f"| {case} | {ms:.2f} ({middle:.2f}) | {work / min(ours) / 1e9:.0f} | "
-                  f"{best:.2f} ({sorted(ratios)[len(ratios) // 2]:.2f}) | {slower} |", flush=True)  # fmt: skip
+                  f"{best:.2f} ({sorted(ratios)[len(ratios) // 2]:.2f}) |{slower}", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -467,6 +467,21 @@ def onnx_gru():
     yield Vector(f"{name} 2", "gru_reset_before", params, x, {"y": [[y]]}, state, options=options)
 
 
+# TensorFlow: tensorflow/tensorflow, tensorflow/contrib/rnn/python/kernel_tests/rnn_cell_test.py
+
+
+def tensorflow():
+    # testCoupledInputForgetGateLSTMCell: every weight is 0.5, the gate f has a bias of 1, and h = c = 0.1 at first
+    params = constants("coupled_lstm_input", 4, 2, kernel=0.5, recurrent=0.5, bias=0.0)
+    params["bias_ih_l0"][:2] = 1.0
+    x = np.repeat([[[1.0], [2.0], [3.0]]], 4, axis=2)
+    state = np.full((1, 3, 2), 0.1), np.full((1, 3, 2), 0.1)
+    h, c = [[0.121753], [0.103349], [0.100178]], [[0.137523], [0.105450], [0.100742]]
+    expected = {"h": np.array([h]), "c": np.array([c])}
+    source = "tensorflow testCoupledInputForgetGateLSTMCell"
+    yield Vector(source, "coupled_lstm_input", params, x, expected, state, tolerance=1e-6)
+
+
 SOURCES = [
     pytorch,
     keras_lstm,
@@ -477,6 +492,7 @@ SOURCES = [
     onnx_rnn,
     onnx_lstm,
     onnx_gru,
+    tensorflow,
 ]
 VECTORS = [vector for source in SOURCES for vector in source()]
 
@@ -492,6 +508,7 @@ def run_nbrnn(vector, state):
         "elman_relu": (nbrnn.RNN, {"nonlinearity": "relu"}),
         "lstm": (nbrnn.LSTM, {}),
         "peephole_lstm": (nbrnn.PeepholeLSTM, {}),
+        "coupled_lstm_input": (nbrnn.CoupledLSTM, {}),
         "coupled_lstm_forget_io": (nbrnn.CoupledLSTM, {"couple": "forget", "peepholes": "io"}),
         "gru": (nbrnn.GRU, {"reset_after": True}),
         "gru_reset_before": (nbrnn.GRU, {"reset_after": False}),
