@@ -2,7 +2,9 @@
 
 __version__ = "0.1.0"
 
+from nbrnn import data
 from nbrnn.cells.cell import Cell
+from nbrnn.data.ragged import Ragged
 from nbrnn.kernels.jit import get_num_threads, set_num_threads
 from nbrnn.layers.check import check_cell
 from nbrnn.layers.dropout import Dropout
@@ -23,6 +25,7 @@ from nbrnn.layers.named import (
     MinGRU,
     PeepholeLSTM,
 )
+from nbrnn.layers.pooling import AttentionPooling, LastStep, MaxPooling, MeanPooling, RepeatSteps
 from nbrnn.layers.recurrent import Recurrent
 from nbrnn.layers.sequential import Sequential
 from nbrnn.training import callbacks, schedules
@@ -43,6 +46,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "AttentionPooling",
     "BCEWithLogits",
     "Cell",
     "CheckpointError",
@@ -53,20 +57,26 @@ __all__ = [
     "IndRNN",
     "JordanRNN",
     "LanguageModel",
+    "LastStep",
     "LayerNormLSTM",
     "LiGRU",
     "Linear",
+    "MaxPooling",
+    "MeanPooling",
     "MinGRU",
     "Module",
     "Parameters",
     "PeepholeLSTM",
     "RMSprop",
+    "Ragged",
     "Recurrent",
+    "RepeatSteps",
     "Sequential",
     "Trainer",
     "TrainingError",
     "callbacks",
     "check_cell",
+    "data",
     "get_num_threads",
     "load_checkpoint",
     "save_checkpoint",

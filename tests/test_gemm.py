@@ -130,6 +130,9 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(dtype):
 # ------------------------------------------------------------------ weight gradients
 
 
+ALL = np.empty(0, np.int64)
+
+
 def assert_gradient(dw, db, dy, x):
     """dw = dy.T @ x and db = the sum of dy."""
     assert_close(dw, np.zeros(dw.shape), dy.T, x)
@@ -141,25 +144,63 @@ def assert_gradient(dw, db, dy, x):
 def test_gradient(M, K, N, dtype):
     dy, x = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype, seed=1)
     runs = gemm.runs_of(K, dtype)
-    dw, db = on_shards(gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x[None], 0, N, runs, 0, 0)
+    dw, db = on_shards(gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, 0, N, ALL, runs, 0, 0, False)
     assert_gradient(dw, db, dy, x)
 
 
 @DTYPES
 def test_gradient_without_rows_is_zero(dtype):
-    dy, x, runs = np.empty((0, 7), dtype), np.empty((1, 0, 9), dtype), gemm.runs_of(7, dtype)
-    for result in on_shards(gemm.gradient, untouched((7, 9), 7, dtype=dtype), dy, x, 0, 9, runs, 0, 0):
+    dy, x, runs = np.empty((0, 7), dtype), np.empty((0, 9), dtype), gemm.runs_of(7, dtype)
+    for result in on_shards(gemm.gradient, untouched((7, 9), 7, dtype=dtype), dy, x, 0, 9, ALL, runs, 0, 0, False):
         assert (result == 0).all()
 
 
 @DTYPES
 def test_gradient_reads_x_from_the_middle_of_wider_rows(dtype):
     M, K, N, ldx, offset = 33, 7, 40, 50, 105
-    dy, x = normal(M, K, dtype=dtype), normal(1, M + 3, ldx, dtype=dtype, seed=1)
+    dy, x = normal(M, K, dtype=dtype), normal(M + 3, ldx, dtype=dtype, seed=1)
     dw, db = on_shards(
-        gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, offset, ldx, gemm.runs_of(K, dtype), 0, 0
+        gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, offset, ldx, ALL, gemm.runs_of(K, dtype), 0, 0, False
     )
-    assert_gradient(dw, db, dy, x[0, 2:-1, 5 : 5 + N])
+    assert_gradient(dw, db, dy, x[2:-1, 5 : 5 + N])
+
+
+@DTYPES
+def test_gradient_takes_the_rows_of_x_that_it_is_told(dtype):
+    M, K, N = 300, 7, 40
+    dy, x = normal(M, K, dtype=dtype), normal(50, N, dtype=dtype, seed=1)
+    rows = np.random.default_rng(2).integers(0, 50, M)
+    dw, db = on_shards(
+        gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, 0, N, rows, gemm.runs_of(K, dtype), 0, 0, False
+    )
+    assert_gradient(dw, db, dy, x[rows])
+
+
+@DTYPES
+@pytest.mark.parametrize("cut", [0, 1, 128, 300, 399])
+def test_gradients_of_two_pieces_added_from_the_end_are_those_of_the_whole_bit_for_bit(cut, dtype):
+    M, K, N = 400, 70, 40
+    dy, x, tokens = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype), np.random.default_rng(1).integers(0, N, M)
+    runs, kernel = gemm.runs_of(K, dtype), outer_kernel(4, dtype)
+
+    def piece(rows, add, out):
+        args = dy[rows].copy(), x[rows].copy(), 0, N, ALL, runs, 0, 0, add, tokens[rows].copy(), runs
+        gemm.gradient_with_tokens.entry(1, kernel, *args, *out)
+
+    whole, parts = (untouched((K, N), K, (K, N), K, dtype=dtype)() for _ in range(2))
+    piece(slice(None), False, whole)
+    piece(slice(cut, None), False, parts)
+    piece(slice(0, cut), True, parts)
+    for one, other in zip(whole, parts):
+        assert_same_bits(one, other)
+
+
+@DTYPES
+def test_take_rows(dtype):
+    x, rows = normal(9, 37, dtype=dtype), np.array([3, -1, 8, 0, 0, -1])
+    x[4] = np.nan
+    (out,) = on_shards(gemm.take_rows, untouched((6, 37), dtype=dtype), x, rows)
+    np.testing.assert_array_equal(out, np.where(rows[:, None] < 0, 0, x[rows]))
 
 
 def tape(M, H, slots, U, dtype, seed=0):
@@ -183,8 +224,8 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
     runs = np.concatenate([gemm.runs_of(H, dtype, block * H, slot * U, U, slots * U) for block, slot in places.items()])
     shapes = (3 * H, N), 3 * H
     outputs = untouched(*shapes, dtype=dtype)
-    floats = on_shards(gemm.gradient, outputs, dy, x[None], 0, N, runs, U, slots * U)
-    args = dy, x[None], 0, N, runs, U, slots * U, tokens, runs
+    floats = on_shards(gemm.gradient, outputs, dy, x, 0, N, ALL, runs, U, slots * U, False)
+    args = dy, x, 0, N, ALL, runs, U, slots * U, False, tokens, runs
     both = on_shards(gemm.gradient_with_tokens, untouched(*shapes, *shapes, dtype=dtype), *args)
     for (dw, db), right in ((floats, x), (both[:2], x), (both[2:], np.eye(N)[tokens])):
         for block, slot in places.items():
@@ -201,7 +242,7 @@ def test_gradient_with_tokens(M, K, N, dtype):
     runs = gemm.runs_of(K, dtype)
     outputs = untouched((K, 5), K, (K, N), K, dtype=dtype)
     dw, db, token_dw, token_db = on_shards(
-        gemm.gradient_with_tokens, outputs, dy, x[None], 0, 5, runs, 0, 0, tokens, runs
+        gemm.gradient_with_tokens, outputs, dy, x, 0, 5, ALL, runs, 0, 0, False, tokens, runs
     )
     assert_gradient(dw, db, dy, x)
     assert_gradient(token_dw, token_db, dy, np.eye(N)[tokens])

@@ -239,7 +239,9 @@ def test_sequential_keeps_all_parameters_on_one_vector():
     assert modules[2][1].params["weight_ih_l0"][0, 0] == model.params["2.1.weight_ih_l0"][0, 0]
 
 
-@pytest.mark.parametrize("make", [lambda: network(), lambda: network()[3], lambda: network()[0]], ids=str)
+@pytest.mark.parametrize(
+    "make", [lambda: network(), lambda: network()[3], lambda: network()[0]], ids=["sequential", "linear", "embedding"]
+)
 def test_gradients_overwrite_what_is_in_out(make):
     model = make()
     x = normal(4, 2, 5) if isinstance(model, nbrnn.Linear) else np.array([[1, 2], [2, 0]])

@@ -134,17 +134,17 @@ def draws_of(problem, T, B):
         return draw_kept(rng, shape, p) / (1 - p)
 
     masks, feedback_masks, zoneout = {}, {}, {}
+    for row in range(layer.num_layers * layer.directions):
+        H = layer.hidden_size
+        zoneout[row] = [draw_kept(rng, (T, B, H), p) if p else 1 for p in layer.zoneout]
+        if layer.recurrent_dropout:
+            feedback_masks[row] = mask(layer.recurrent_dropout, B, H)
     for k in range(layer.num_layers):
         inputs = layer.output_size if k else layer.input_size
         if layer.dropout and k:
             masks[k] = mask(layer.dropout, T, B, inputs)
         if layer.input_dropout:
             masks[k] = masks.get(k, 1) * mask(layer.input_dropout, 1, B, inputs)
-        for row in range(k * layer.directions, (k + 1) * layer.directions):
-            H = layer.hidden_size
-            zoneout[row] = [draw_kept(rng, (T, B, H), p) if p else 1 for p in layer.zoneout]
-            if layer.recurrent_dropout:
-                feedback_masks[row] = mask(layer.recurrent_dropout, B, H)
     return {"masks": masks, "feedback_masks": feedback_masks, "zoneout": zoneout}
 
 

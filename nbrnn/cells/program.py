@@ -237,7 +237,7 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
     names = [getattr(function, "__name__", repr(function)) for function in functions.values()]
     parts = [repr(layout), stamp_of(compile_function), *names]
     tag = hashlib.blake2b("".join(parts).encode(), digest_size=6).hexdigest()
-    equations = Equations(f"{cell.name}-{tag}", layout, **functions)
+    equations = Equations(f"{cell.name}-{dtype.name}-{tag}", dtype.type(0), layout, **functions)
     return Program(equations, traced.hidden, traced.names, front)
 
 

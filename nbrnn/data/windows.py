@@ -13,16 +13,16 @@ Each epoch begins at a random offset below T, so that the same tokens are not al
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 
+from nbrnn.data.arrays import as_tokens, at_least_one
+from nbrnn.data.epochs import RandomEpochs
 
-class _Windows:
+
+class _Windows(RandomEpochs):
     """Windows of `num_steps` tokens, `batch_size` at a time, that start where `_starts` says."""
-
-    carries_state = False
 
     def __init__(
         self,
@@ -33,37 +33,24 @@ class _Windows:
         seed: int | np.random.Generator | None = None,
         random_offset: bool = True,
     ):
-        self.num_steps = _at_least_one("num_steps", num_steps)
-        self.batch_size = _at_least_one("batch_size", batch_size)
-        self.tokens = _as_tokens(tokens)
+        self.num_steps = at_least_one("num_steps", num_steps)
+        self.batch_size = at_least_one("batch_size", batch_size)
+        self.tokens = as_tokens("tokens", tokens)
         needed = self.num_steps * self.batch_size + 1  # the last target lies one token beyond its window
         if self.tokens.size < needed:
             raise ValueError(
                 f"tokens: one batch of {self.batch_size} windows of {self.num_steps} steps needs {needed:,} tokens, "
                 f"got {self.tokens.size:,}"
             )
-        self._batches = (self.tokens.size - 1) // (self.num_steps * self.batch_size)
+        super().__init__(seed, (self.tokens.size - 1) // (self.num_steps * self.batch_size))
         self._random_offset = random_offset
-        self._generator = np.random.default_rng(seed)
-        self._epoch_began = self._generator.bit_generator.state
-        self._position = 0
-        self._resume_at = 0
 
-    def __len__(self) -> int:
-        """Batches per epoch, the same in every epoch."""
-        return self._batches
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        self._position, self._resume_at = self._resume_at, 0
-        self._epoch_began = self._generator.bit_generator.state
+    def _epoch(self, first: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         starts = self._starts(self._offset())
         steps = np.arange(self.num_steps)[:, None]
-        for batch in range(self._position, self._batches):
-            self._position = batch + 1
-            where = starts[batch] + steps
+        for row in starts[first:]:
+            where = row + steps
             yield self.tokens[where], self.tokens[where + 1]
-        self._position = 0
-        self._epoch_began = self._generator.bit_generator.state
 
     def _offset(self) -> int:
         if not self._random_offset:
@@ -74,34 +61,6 @@ class _Windows:
     def _starts(self, offset: int) -> np.ndarray:
         """Where the windows of one epoch start: integers `(batches, batch_size)`, none below `offset`."""
         raise NotImplementedError
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the current epoch is, as plain JSON values: the batches taken and the random state it began with."""
-        return {"position": self._position, "generator": self._epoch_began}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue as the windows that gave `state` would: the next iteration goes on with that epoch's next batch.
-
-        Parameters
-        ----------
-        state : mapping
-            What `state_dict` returned for windows over the same tokens with the same sizes.
-
-        Raises
-        ------
-        ValueError
-            The position or the random state does not belong to such windows; nothing has changed then.
-        """
-        position = state.get("position")
-        if not isinstance(position, int) or not 0 <= position <= self._batches:
-            raise ValueError(f"state: expected a position from 0 to {self._batches}, got {position!r}")
-        try:
-            self._generator.bit_generator.state = state.get("generator")
-        except (TypeError, ValueError, KeyError) as error:
-            name = type(self._generator.bit_generator).__name__
-            raise ValueError(f"state: expected the random state of a {name} generator ({error})") from None
-        self._epoch_began = self._generator.bit_generator.state
-        self._position = self._resume_at = position
 
 
 class RandomWindows(_Windows):
@@ -175,22 +134,3 @@ class SequentialWindows(_Windows):
     def _starts(self, offset: int) -> np.ndarray:
         stream = (self.tokens.size - 1 - offset) // self.batch_size
         return offset + np.add.outer(self.num_steps * np.arange(self._batches), stream * np.arange(self.batch_size))
-
-
-def _at_least_one(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return int(value)
-
-
-def _as_tokens(tokens: Any) -> np.ndarray:
-    array = np.asarray(tokens)
-    if array.ndim != 1:
-        raise ValueError(f"tokens: expected one dimension, got shape {array.shape}")
-    if array.size and array.dtype.kind not in "iu":
-        raise TypeError(f"tokens: expected integers, got dtype {array.dtype}")
-    if array.size and not (array.min() >= 0 and array.max() < 2**31):
-        raise ValueError(f"tokens: expected ids from 0 to 2**31 - 1, got {array.min()} to {array.max()}")
-    return array.astype(np.int32)

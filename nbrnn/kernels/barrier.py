@@ -30,39 +30,35 @@ def new_counters() -> np.ndarray:
     return np.zeros(3 * LINE, np.int64)
 
 
-def _element(context, builder, array_type, array, index):
-    return builder.gep(context.make_array(array_type)(context, builder, array).data, [index])
-
-
 @intrinsic
-def _add(typingctx, array, index, value):
+def _add(typingctx, p, index, value):
     """Atomically add and return the sum."""
 
     def codegen(context, builder, sig, args):
-        at = _element(context, builder, sig.args[0], args[0], args[1])
+        at = builder.gep(args[0], [args[1]])
         return builder.add(builder.atomic_rmw("add", at, args[2], "acq_rel"), args[2])
 
-    return types.int64(array, types.intp, types.int64), codegen
+    return types.int64(p, types.intp, types.int64), codegen
 
 
 @intrinsic
-def _read(typingctx, array, index):
+def _read(typingctx, p, index):
     def codegen(context, builder, sig, args):
-        return builder.load_atomic(_element(context, builder, sig.args[0], args[0], args[1]), "acquire", 8)
+        return builder.load_atomic(builder.gep(args[0], [args[1]]), "acquire", 8)
 
-    return types.int64(array, types.intp), codegen
+    return types.int64(p, types.intp), codegen
 
 
 @intrinsic
-def _decide(typingctx, array, index, value):
+def _decide(typingctx, p, index, value):
     """Atomically set an element that is 0; whether this call did it."""
 
     def codegen(context, builder, sig, args):
-        at = _element(context, builder, sig.args[0], args[0], args[1])
+        at = builder.gep(args[0], [args[1]])
         result = builder.cmpxchg(at, ir.IntType(64)(0), args[2], "acq_rel", "acquire")
         return builder.zext(builder.extract_value(result, 1), ir.IntType(64))
 
-    return types.int64(array, types.intp, types.int64), codegen
+    return types.int64(p, types.intp, types.int64), codegen
 
 
 @intrinsic

@@ -1,11 +1,13 @@
 """Plain objects whose attributes are constants of compiled code.
 
 The Numba type of such an object holds the object itself, so that what is compiled for it is compiled for its numbers:
-integers arrive as literals, functions as functions. Nothing of it is left at run time.
+integers arrive as literals, functions as functions, and NumPy's numbers as numbers. Nothing of it is left at run time.
 """
 
 from __future__ import annotations
 
+import numpy as np
+from numba import typeof
 from numba.core import types
 from numba.core.imputils import lower_constant
 from numba.core.typing.templates import AttributeTemplate, infer_getattr
@@ -51,4 +53,6 @@ class _Attributes(AttributeTemplate):
 @lower_getattr_generic(ConstantsType)
 def _lower_attribute(context, builder, kind, value, name):
     found = getattr(kind.value, name)
+    if isinstance(found, np.floating):
+        return context.get_constant(typeof(found), found)
     return context.get_constant(types.intp, found) if isinstance(found, int) else context.get_dummy_value()

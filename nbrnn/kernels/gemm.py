@@ -84,6 +84,16 @@ def pack_columns(s, shards, weight, order, out):
                 store(pointer(out, (j * K + k) * P + c), value, W)
 
 
+@sharded
+def take_rows(s, shards, x, rows, out):
+    """out[n] = x[rows[n]], zeros where that is negative; x: [M, N], of floats."""
+    N, W = x.shape[1], lanes_of(pointer(out, 0))
+    for n in range(len(rows) * s // shards, len(rows) * (s + 1) // shards):
+        row = rows[n]
+        for c in range(0, N, W):
+            store(pointer(out, n * N + c), load(pointer(x, max(row, 0) * N + c), N - c if row >= 0 else 0), N - c)
+
+
 # ------------------------------------------------------------------ rows by panels
 
 
@@ -119,31 +129,34 @@ def multiply(s, shards, kernel, a, first, step, depth, packed, start, out):
 
 # ------------------------------------------------------------------ weight gradients
 #
-# dy: [M, ldy]; runs: [n, 3] and pieces as in `runs_of`; dw: [R, N]; db: [R]. Only the rows of the runs are written.
+# dy: [M, ldy]; runs: [n, 3] and pieces as in `runs_of`; dw: [R, N]; db: [R]. Only the rows of the runs are written; to
+# what stands there the sums are added where `add` says so. Sums begin with the last row: a sequence that is taken piece
+# by piece, from its end, gives the same bits as a whole one.
 
 
 @sharded
-def gradient(s, shards, kernel, dy, x, offset, ldx, runs, piece, step, dw, db):
+def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
     """dw = dy.T @ x and db = the sum of dy's rows.
 
-    kernel: `outer_kernel`; x: M rows of N numbers, `ldx` apart, from element `offset` of the array on.
+    kernel: `outer_kernel`; x: rows of N numbers, `ldx` apart, from element `offset` of the array on; rows: [M], which
+    of them stand beside the rows of dy, empty: the first M.
     """
     scratch = _scratch(dy, dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step, dw, db, scratch)
+        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
 
 
 @sharded
 def gradient_with_tokens(
-    s, shards, kernel, dy, x, offset, ldx, runs, piece, step, tokens, token_runs, dw, db, token_dw, token_db
+    s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, tokens, token_runs, dw, db, token_dw, token_db
 ):
     """`gradient`, and the same where x holds the one-hot rows of `tokens`: dy comes from far memory once for both.
 
     tokens: [M] integers in [0, N).
     """
-    scratch, sums, places = _scratch(dy, dw), *_token_sums(s, shards, dy, token_runs, piece, step, token_dw)
+    scratch, sums, places = _scratch(dy, dw), *_token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step, dw, db, scratch)
+        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
         _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
@@ -156,8 +169,8 @@ def _scratch(dy, dw):
 
 
 @jitable
-def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step, dw, db, scratch):
-    """Add what DEPTH rows of dy from row k on give: all runs find them in a near cache, where the first put them."""
+def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch):
+    """Add what DEPTH rows of dy give, k before the end: all runs find them in a near cache, put there by the first."""
     left, right = scratch
     blocks, P, N = right.shape[0], right.shape[2], dw.shape[1]
     piece, step = (P, P) if piece == 0 else (piece, step)
@@ -167,12 +180,12 @@ def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step,
     first, last = tasks * s // shards, tasks * (s + 1) // shards
     depth = min(DEPTH, len(dy) - k)
     if first < last:
-        _gather_panels(x, offset + k * ldx, ldx, depth, N, right)
+        _gather_panels(x, offset, ldx, rows, len(dy) - k, depth, N, right)
     for task in range(first, last):
         column, row, count = runs[task // parts]
         part = task % parts
         n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
-        if k == 0:
+        if k == 0 and not add:
             _clear_rows(dw, row, count, n0, n1)
             _clear(pointer(db, row), count if part == 0 else 0)
         _gather(dy, k, depth, column, count, piece, step, left, db, row, part == 0)
@@ -182,14 +195,16 @@ def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, runs, piece, step,
 
 
 @jitable
-def _gather_panels(x, offset, ldx, depth, N, out):
-    """Copy some rows of x into panels [blocks, DEPTH, P]: its own rows may lie so that they evict each other."""
+def _gather_panels(x, offset, ldx, rows, stop, depth, N, out):
+    """Copy the rows of x before row `stop`, the last one first, into panels [blocks, DEPTH, P]: its own rows may lie so
+    that they evict each other."""
     W, P = lanes_of(pointer(x, 0)), out.shape[2]
     for n in range(0, N, P):
         for k in range(depth):
+            row = stop - 1 - k
+            at = offset + (rows[row] if len(rows) else row) * ldx
             for c in range(n, n + P, W):
-                value = load(pointer(x, offset + k * ldx + c), N - c)
-                store(pointer(out, n * DEPTH + k * P + c - n), value, W)
+                store(pointer(out, n * DEPTH + k * P + c - n), load(pointer(x, at + c), N - c), W)
 
 
 @jitable
@@ -199,10 +214,10 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
     ldy, P = dy.shape[1], VECTORS * W
     for n in range(0, count, piece):
         for c in range(n, min(n + piece, count), W):
-            at = k * ldy + column + n // piece * step + c - n
+            at = (len(dy) - 1 - k) * ldy + column + n // piece * step + c - n
             total = load(pointer(db, row + c), count - c)
             for m in range(depth):
-                value = load(pointer(dy, at + m * ldy), count - c)
+                value = load(pointer(dy, at - m * ldy), count - c)
                 store(pointer(out, m * P + c), value, W)
                 total += value
             if sums:
@@ -222,8 +237,8 @@ def _clear(p, count):
 
 
 @jitable
-def _token_sums(s, shards, dy, runs, piece, step, dw):
-    """The sums [runs, N, P] of one shard, zeros, and where each vector of its runs stands in a row of dy."""
+def _token_sums(s, shards, dy, runs, piece, step, add, dw):
+    """The sums [runs, N, P] of one shard at the beginning, and where each vector of its runs stands in a row of dy."""
     W = lanes_of(pointer(dy, 0))
     P = VECTORS * W
     piece = P if piece == 0 else piece
@@ -232,6 +247,10 @@ def _token_sums(s, shards, dy, runs, piece, step, dw):
     _clear(pointer(sums, 0), sums.size)
     places = np.empty((last - first, VECTORS), np.int64)
     for r in range(first, last):
+        _, row, count = runs[r]
+        for c in range(count if add else 0):
+            for n in range(dw.shape[1]):
+                sums[r - first, n, c] = dw[row + c, n]
         for v in range(VECTORS):
             places[r - first, v] = runs[r, 0] + v * W // piece * step + v * W % piece
     return sums, places
@@ -239,10 +258,10 @@ def _token_sums(s, shards, dy, runs, piece, step, dw):
 
 @jitable
 def _token_block(s, shards, dy, k, tokens, runs, sums, places):
-    """Add DEPTH rows of dy from row k on to the sums of their tokens."""
+    """Add DEPTH rows of dy, k before the end, to the sums of their tokens."""
     W, ldy, first = lanes_of(pointer(dy, 0)), dy.shape[1], len(runs) * s // shards
     _, N, P = sums.shape
-    for m in range(k, min(k + DEPTH, len(dy))):
+    for m in range(len(dy) - 1 - k, max(-1, len(dy) - 1 - k - DEPTH), -1):
         token = tokens[m]
         for r in range(len(sums)):
             count, one = runs[first + r, 2], pointer(sums, (r * N + token) * P)

@@ -29,6 +29,8 @@ from typing import Any
 import numba
 from numba.extending import overload
 
+from nbrnn.kernels.denormals import flush_denormals, restore_denormals
+
 # Contraction, signed zeros and reciprocals only: NaN and infinity keep their meaning, sums keep their order.
 FASTMATH = {"contract", "nsz", "arcp"}
 OPTIONS = {"fastmath": FASTMATH, "error_model": "numpy"}
@@ -93,18 +95,26 @@ def sharded(function: Callable) -> Callable:
 
     The function itself stays plain Python, since its entry is cached by its name.
     """
+    function.entry = divided(function, f"{function.__name__}-{stamp_of(function)}")
+    return function
+
+
+def divided(function: Callable, tag: str) -> Callable:
+    """The entry ``entry(shards, *args)`` that calls ``function(shard, shards, *args)`` for every shard."""
     shard = jitable(function)
 
     def entry(shards, *args):
-        if shards == 1:
+        if shards == 1:  # no literals here: both paths share what is compiled
+            mode = flush_denormals()
             shard(shards - 1, shards, *args)
+            restore_denormals(mode)
         else:
             for s in numba.prange(shards):
+                mode = flush_denormals()
                 shard(s, shards, *args)
+                restore_denormals(mode)
 
-    tag = f"{function.__name__}-{stamp_of(function)}"
-    function.entry = compiled(entry, tag=tag, parallel=True)
-    return function
+    return compiled(entry, tag=tag, parallel=True)
 
 
 # ------------------------------------------------------------------ threads

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbrnn.kernels.jit import jitable
-from nbrnn.kernels.simd import fill_behind, lane_sum, lanes_of, load, shift, store
+from nbrnn.kernels.simd import element, fill_behind, lane_sum, lanes_of, load, shift, store
 
 EPSILON = 1e-5  # added to the variance
 
@@ -58,12 +58,6 @@ def moments(p, H):
 
 
 @jitable
-def number_at(p, n):
-    """Element n."""
-    return lane_sum(load(shift(p, n), 1))
-
-
-@jitable
 def normalise_back(cell, d, gates, g_j, H, stats):
     """From normalised pre-activations in the tape and their gradients `d` to those of the pre-activations."""
     W = lanes_of(gates)
@@ -78,7 +72,7 @@ def normalise_back(cell, d, gates, g_j, H, stats):
                 one = load(shift(d, there + slot * units), W)
                 total += one
                 along += one * load(shift(gates, here + slot * units), W)
-        mean, slope, scale = lane_sum(total) / (size * H), lane_sum(along) / (size * H), number_at(stats, group)
+        mean, slope, scale = lane_sum(total) / (size * H), lane_sum(along) / (size * H), element(stats, group)
         for unit in range(0, H, W):
             j = unit // units
             here, there = first + j * g_j + unit % units, first + j * cell.slots * units + unit % units

@@ -11,29 +11,39 @@ output, which is also what is fed back.
 In a cell with normalisation (`norms`) the pre-activations of a row, in groups, and the second state are shifted and
 scaled to mean 0 and variance 1 before they are used, which takes whole rows: such a cell is never divided by units.
 
-Memory, for one layer and direction (D directions share y, one beside the other); P is the size of the output, H without
-a projection:
+Memory, for one layer and direction (D directions share y, one beside the other). H is the hidden size, P that of the
+output, H without a projection. The rows of a batch are sorted, the longest sequence first, so that those which take
+part in time step t, n(t) of them, are the first ones. N is the sum of all n(t): nothing is stored for steps that are
+not there. `starts[t]` is the sum of n before t, the row where step t begins in
 
-    x       [T, B, I], or [T, B] tokens, whose one-hot rows are a gather
-    y       [T + 2, B, D P]   output t is y[t + 1]; y[0] and y[T + 1] are the first h of the two directions, so that
-                              h of the step before is always one row of y away
-    inner   [N, T + 2, B, H]  the states behind h, laid out alike; [N, 1, B, H], overwritten by every step, where
-                              nothing is kept
-    middle  [T, B, H]         the left factor of a second product; [1, B, H] where nothing is kept
-            [T, B, norms + 2] what rows were normalised with: 1 / deviation of each group of pre-activations, and of
+    x       [N, I], or [N] tokens, whose one-hot rows are a gather
+    middle  [N, H]            the left factor of a second product; [B, H] where nothing is kept
+            [N, norms + 2]    what rows were normalised with: 1 / deviation of each group of pre-activations, and of
                               the second state its mean and 1 / deviation
-    own     [., J U W]        the cell's own parameters, one number a unit
-    given   [., T, B, H]      numbers that equations take beside them, such as masks; [., 1, B, H]: of all steps
-    gates   [T, B, J, K U W]  the tape: J panels of U vectors of W units, K slots a unit, slot by slot, of which the
+    given   [., N, H]         numbers that equations take beside them, such as masks; [., B, H]: of all steps
+    gates   [N, J, K U W]     the tape: J panels of U vectors of W units, K slots a unit, slot by slot, of which the
                               first S are the pre-activations. Forward leaves what it kept, backward turns it into the
                               gradients of the pre-activations.
-            [B, K U W]        where nothing is kept, the scratch tile that all panels share; or [block, B, J, K U W]
+            [B, K U W]        where nothing is kept, the scratch tile that all panels share; or [rows of a block, J,
+                              K U W]
+
+The states of a row are one more than its steps, and two directions need two more. `slots[t]` is where the rows of slot
+t begin, from slot 0 to T + 1, of which those with t - 1 steps or more have one:
+
+    y       [N + 2 B, D P]    output t is in slot t + 1; slot 0, and for the second direction the slot behind a row's
+                              last output, hold the first h, so that h of the step before is always one slot away
+    inner   [., N + 2 B, H]   the states behind h, laid out alike; [., B, H], overwritten by every step, where nothing
+                              is kept
+    own     [., J U W]        the cell's own parameters, one number a unit
 
 Schedules: the shards divide the rows of the batch and run the whole loop without waiting for each other, or they divide
 the hidden units and meet after every product that needs whole rows (`barrier`). Either way each number is computed by
 the same operations in the same order.
 
 With few rows in a step the input product of several steps, `block`, is done at once: tiles of one row are slow.
+
+A scan is called with one array of integers, `Forward` or `Backward`: numbers, and addresses of arrays that the caller
+keeps alive. Numba would spend longer on the arrays themselves than a short step takes.
 """
 
 from __future__ import annotations
@@ -41,23 +51,26 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
-import numba
+import numpy as np
 from numba.extending import overload
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from nbrnn.kernels.barrier import join, meet
 from nbrnn.kernels.constants import Constants
-from nbrnn.kernels.jit import compiled, jitable
-from nbrnn.kernels.normalise import moments, normalise_back, normalise_slots, number_at
+from nbrnn.kernels.jit import compiled, divided, jitable
+from nbrnn.kernels.normalise import moments, normalise_back, normalise_slots
 from nbrnn.kernels.simd import (
     accumulate_many,
+    element,
     fill_behind,
     lane_sum,
     lanes_of,
     load,
     load_many,
     pointer,
+    pointer_to,
     shift,
     store,
     store_many,
@@ -134,7 +147,9 @@ class Equations(Constants):
     Parameters
     ----------
     name : str
-        Different for different equations.
+        Different for different equations and precisions.
+    number : numpy.float32 or numpy.float64
+        Any number of the precision.
     layout : Layout
     forward : callable
         ``forward(gates, prev, own, given) -> new, kept``
@@ -157,6 +172,7 @@ class Equations(Constants):
     """
 
     name: str
+    number: np.floating
     layout: Layout
     forward: Callable
     backward: Callable
@@ -195,30 +211,115 @@ class Equations(Constants):
         return _step_back_with_projection if self.project else _step_back
 
 
+class Forward(NamedTuple):
+    """What a forward scan works on: numbers, and addresses of the arrays described above.
+
+    kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; block: time steps whose input
+    product is done at once; shared: whether all panels share one scratch tile; lengths [B], starts [T + 1], slots [T +
+    2]: int64; I, P: sizes of the input and of what is fed back; ld: of a row of y, where this direction's columns begin
+    at y; w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid and bias_mid of the second product; rows: of one given
+    number, of one inner state; step_given: whether given numbers differ by time step; ld_middle: of a row of middle.
+    """
+
+    kernel_ih: int
+    kernel_hh: int
+    kernel_mid: int
+    by_units: int
+    block: int
+    keep: int
+    shared: int
+    reverse: int
+    T: int
+    B: int
+    I: int
+    H: int
+    P: int
+    lengths: int
+    starts: int
+    slots: int
+    tokens: int
+    x: int
+    w_ih: int
+    bias: int
+    w_hh: int
+    w_mid: int
+    bias_mid: int
+    own: int
+    given: int
+    given_rows: int
+    step_given: int
+    y: int
+    ld: int
+    inner: int
+    inner_rows: int
+    middle: int
+    ld_middle: int
+    gates: int
+    counters: int
+
+
+class Backward(NamedTuple):
+    """What a backward scan works on; see `Forward`.
+
+    dy: [N, D P], where this direction's columns begin; w_hh, w_mid: the weights of the recurrent and of the second
+    product, transposed, in plain panels, their depth in the order of the tape; dh: [B, ld_dh] and dinner: [., B, H]
+    hold the gradients of the last state, and of the first one afterwards; dmiddle: [B, ld_dmiddle], scratch; dz: [N,
+    P], the gradient of what a projection gives; down: [., B, J U W], to which the gradients of own parameters are
+    added.
+    """
+
+    kernel: int
+    by_units: int
+    reverse: int
+    T: int
+    B: int
+    H: int
+    P: int
+    lengths: int
+    starts: int
+    slots: int
+    dy: int
+    w_hh: int
+    w_mid: int
+    own: int
+    given: int
+    given_rows: int
+    step_given: int
+    y: int
+    ld: int
+    inner: int
+    inner_rows: int
+    middle: int
+    ld_middle: int
+    gates: int
+    dh: int
+    ld_dh: int
+    dinner: int
+    dmiddle: int
+    ld_dmiddle: int
+    dz: int
+    down: int
+    counters: int
+
+
+FORWARD, BACKWARD = len(Forward._fields), len(Backward._fields)
+
+
 @cache
-def compile_scan(cell: Equations, dtype: str) -> tuple[Callable, Callable]:
-    """The entries of the forward and the backward scan of a cell; arguments as in `_forward` and `_backward`."""
+def compile_scan(cell: Equations) -> tuple[Callable, Callable]:
+    """The entries of the forward and the backward scan of a cell: ``entry(shards, plan)``, the plan as an array."""
 
-    def forward_scan(shards, *args):
-        if shards == 1:  # no literals here: both paths share what is compiled
-            _forward(shards - 1, shards, cell, args)
-        else:
-            for s in numba.prange(shards):
-                _forward(s, shards, cell, args)
+    def forward(shard, shards, plan):
+        _forward(shard, shards, cell, plan)
 
-    def backward_scan(shards, *args):
-        if shards == 1:
-            _backward(shards - 1, shards, cell, args)
-        else:
-            for s in numba.prange(shards):
-                _backward(s, shards, cell, args)
+    def backward(shard, shards, plan):
+        _backward(shard, shards, cell, plan)
 
-    tag = f"{cell.name}-{dtype}"
-    return compiled(forward_scan, tag=tag, parallel=True), compiled(backward_scan, tag=tag, parallel=True)
+    return divided(forward, f"forward_scan-{cell.name}"), divided(backward, f"backward_scan-{cell.name}")
 
 
 @cache
-def compile_front(cell: Equations, dtype: str) -> Callable:
+def compile_front(cell: Equations) -> Callable:
     """The entry that computes the first states of the scan from the others, at the beginning of a sequence.
 
     Its arguments: 1, states [., B, H], own [., J U W], mask [., B, H], the states to compute [., B, H].
@@ -227,7 +328,7 @@ def compile_front(cell: Equations, dtype: str) -> Callable:
     def front(shards, states, own, mask, out):
         _front(cell, states, own, mask, out)
 
-    return compiled(front, tag=f"{cell.name}-{dtype}")
+    return compiled(front, tag=cell.name)
 
 
 @jitable
@@ -244,144 +345,166 @@ def _front(cell, states, own, mask, out):
 
 
 @jitable
+def _at(cell, address, offset):
+    """A pointer to the numbers of an array, from one of them on."""
+    return pointer_to(cell.number, address, offset)
+
+
+@jitable
+def _integers(address):
+    return pointer_to(np.int64(0), address, 0)
+
+
+@jitable
 def _share(count, shard, shards):
     """The part of `count` things that one shard takes."""
     return count * shard // shards, count * (shard + 1) // shards
 
 
 @jitable
-def _wait(team, n, meetings):
+def _rows(p, shard, shards):
+    """The rows that one shard takes: about as many steps as every other."""
+    lengths, total = _integers(p.lengths), element(_integers(p.starts), p.T)
+    lo, hi, before = 0, 0, 0
+    for m in range(p.B):
+        lo = m + 1 if before * shards < total * shard else lo
+        hi = m + 1 if before * shards < total * (shard + 1) else hi
+        before += element(lengths, m)
+    return lo, hi
+
+
+@jitable
+def _wait(p, team, n, meetings):
     """The n-th of a step's meetings of all shards, where they divide the hidden units."""
-    counters, shards, step = team
+    shards, step = team
     if shards > 1:
-        meet(counters, shards * (step * meetings + n))
+        meet(_integers(p.counters), shards * (step * meetings + n))
 
 
 # ------------------------------------------------------------------ forward
 
 
 @jitable
-def _forward(shard, shards, cell, args):
-    """One shard of the forward scan.
-
-    kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; first: this direction's first
-    column of y; w_ih: [J, I, .]; bias: [J S U W]; w_hh: [J, P, .]; w_mid, bias_mid: of the second product; gates: flat.
-    """
-    # A parallel region takes no tuples within its tuple of arguments.
-    (kernel_ih, kernel_hh, kernel_mid, by_units, block, keep,
-     reverse, first, x, w_ih, bias, w_hh, w_mid, bias_mid, own, given, y, inner, middle, gates,
-     counters) = args  # fmt: skip
-    kernels = kernel_ih, kernel_hh, kernel_mid
-    weights = w_ih, bias, w_hh, w_mid, bias_mid
-    T, B, J, H = x.shape[0], x.shape[1], weights[0].shape[0], inner.shape[3]
-    W, ld = lanes_of(pointer(y, 0)), y.shape[2]
-    PANEL = cell.kept * cell.vectors * W
-    lo, hi, j0, j1, q0, q1 = 0, B, 0, J, 0, weights[3].shape[0]
-    if by_units:
-        shards = join(counters, shards)
+def _forward(shard, shards, cell, plan):
+    """One shard of the forward scan."""
+    p = Forward(*to_fixed_tuple(plan, FORWARD))
+    starts, slots = _integers(p.starts), _integers(p.slots)
+    W = lanes_of(_at(cell, p.y, 0))
+    J, PANEL = _panels(p.H, cell.vectors * W), cell.kept * cell.vectors * W
+    lo, hi, j0, j1, q0, q1 = 0, p.B, 0, J, 0, _panels(p.P, VECTORS * W)
+    if p.by_units:
+        shards = join(_integers(p.counters), shards)
         if shards == 0:
             return
         shard = shard if shards > 1 else 0
         j0, j1 = _share(J, shard, shards)
         q0, q1 = _share(q1, shard, shards)
     else:
-        lo, hi = _share(B, shard, shards)
-    part = hi - lo, H, j0, j1, q0, q1
-    # Strides of the pre-activations: one time step, one row, one panel
-    g_t, g_m, g_j = B * J * PANEL, J * PANEL, PANEL
-    if gates.size == B * PANEL:
-        g_t, g_m, g_j = 0, PANEL, 0
-    elif not keep and block == 1:
-        g_t = 0
-    c_t, plane = B * H if keep else 0, inner.shape[1] * B * H
-    for s0 in range(0, T, block):
-        s1 = min(s0 + block, T)
-        t0 = T - s1 if reverse else s0
-        origin = 0 if keep else t0
-        if block > 1:
+        lo, hi = _rows(p, shard, shards)
+    # Strides of the pre-activations: one row, one panel
+    g_m, g_j = (PANEL, 0) if p.shared else (J * PANEL, PANEL)
+    for s0 in range(0, p.T, p.block):
+        s1 = min(s0 + p.block, p.T)
+        t0, t1 = (p.T - s1, p.T - s0) if p.reverse else (s0, s1)
+        origin, stop = element(starts, t0), element(starts, t1)
+        if p.block > 1:
             for j in range(j0, j1):
-                g = pointer(gates, (t0 - origin) * g_t + j * g_j)
-                _input(cell, kernels[0], x, t0 * B, (s1 - s0) * B, weights, j, g, g_m)
+                g = _at(cell, p.gates, (origin if p.keep else 0) * g_m + j * g_j)
+                _input(cell, p, origin, stop - origin, j, g, g_m)
         for step in range(s0, s1):
-            t = T - 1 - step if reverse else step
-            before, after = t + 2 * reverse, t + 1
-            row = t * B + lo if block == 1 else -1
-            states = (
-                pointer(y, (before * B + lo) * ld + first), pointer(y, (after * B + lo) * ld + first), ld,
-                pointer(inner, before * c_t + lo * H), pointer(inner, after * c_t + lo * H), plane,
-            )  # fmt: skip
-            at = pointer(gates, (t - origin) * g_t + lo * g_m), g_m, g_j
-            beside = own, pointer(given, (t * B + lo) * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
-            mid, team = (
-                pointer(middle, (t * B * keep + lo) * middle.shape[2]),
-                (counters, shards if by_units else 1, step),
-            )
-            cell.step(cell, kernels, x, row, weights, part, at, states, beside, mid, keep, team)
+            t = p.T - 1 - step if p.reverse else step
+            now, last = element(starts, t), element(starts, t + 1)
+            rows = min(hi, last - now) - lo
+            if rows > 0:
+                # Where this step's rows begin in arrays that hold what was kept, and in those that do not
+                here, once = now + lo, lo
+                before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
+                c_before, c_after = (before, after) if p.keep else (once, once)
+                states = (
+                    _at(cell, p.y, before * p.ld), _at(cell, p.y, after * p.ld), p.ld,
+                    _at(cell, p.inner, c_before * p.H), _at(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
+                )  # fmt: skip
+                tile = here if p.keep else here - origin if p.block > 1 else once
+                at = _at(cell, p.gates, tile * g_m), g_m, g_j
+                beside = _beside(cell, p, here, once, J * cell.vectors * W)
+                mid = _at(cell, p.middle, (here if p.keep else once) * p.ld_middle)
+                part = rows, p.H, j0, j1, q0, q1
+                team = shards if p.by_units else 1, step
+                cell.step(cell, p, here if p.block == 1 else -1, part, at, states, beside, mid, team)
 
 
 @jitable
-def _step(cell, kernels, x, row, weights, part, at, states, beside, mid, keep,
-          team):  # fmt: skip
+def _panels(count, width):
+    return (count + width - 1) // width
+
+
+@jitable
+def _beside(cell, p, here, once, plane):
+    """The own and the given numbers of some rows, with the strides of one kind of them."""
+    given = _at(cell, p.given, (here if p.step_given else once) * p.H)
+    return _at(cell, p.own, 0), plane, given, p.given_rows * p.H
+
+
+@jitable
+def _step(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell with one product."""
     for j in range(part[2], part[3]):
-        _products(cell, kernels, x, row, weights, part, at, states, j)
-        _forward_tile(cell, j, part, at, states, beside, keep)
+        _products(cell, p, row, part, at, states, j)
+        _forward_tile(cell, p, j, part, at, states, beside)
     if cell.recurrent > 0:
-        _wait(team, 1, 1)
+        _wait(p, team, 1, 1)
 
 
 @jitable
-def _step_with_operand(cell, kernels, x, row, weights, part, at, states, beside,
-                       mid, keep, team):  # fmt: skip
+def _step_with_operand(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell that has a second product before its equations."""
     (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
     W = lanes_of(gates)
     total, count = cell.slots * cell.vectors, cell.second * cell.vectors
     for j in range(j0, j1):
-        _products(cell, kernels, x, row, weights, part, at, states, j)
+        _products(cell, p, row, part, at, states, j)
         _operand_tile(cell, j, part, at, states, beside, mid)
-    _wait(team, 1, 2)
+    _wait(p, team, 1, 2)
     for j in range(j0, j1):
-        g, b = shift(gates, j * g_j + (total - count) * W), pointer(weights[3], j * H * count * W)
-        product(kernels[2], mid, H, b, H, g, g_m, g, g_m, rows, count * W)
-        _forward_tile(cell, j, part, at, states, beside, keep)
-    _wait(team, 2, 2)
+        g, b = shift(gates, j * g_j + (total - count) * W), _at(cell, p.w_mid, j * H * count * W)
+        product(p.kernel_mid, mid, H, b, H, g, g_m, g, g_m, rows, count * W)
+        _forward_tile(cell, p, j, part, at, states, beside)
+    _wait(p, team, 2, 2)
 
 
 @jitable
-def _step_with_projection(cell, kernels, x, row, weights, part, at, states,
-                          beside, mid, keep, team):  # fmt: skip
+def _step_with_projection(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell whose result is projected."""
     (rows, H, j0, j1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
-    _, _, w_hh, w_mid, bias = weights
-    size, P = w_hh.shape[1], w_mid.shape[2]
     W = lanes_of(h)
+    PANEL = VECTORS * W
     for j in range(j0, j1):
-        _products(cell, kernels, x, row, weights, part, at, states, j)
+        _products(cell, p, row, part, at, states, j)
         # h of the step before has another size: the equations cannot use it
         hidden = mid, mid, H, c_prev, c, plane
-        _forward_tile(cell, j, part, at, hidden, beside, keep)
-    _wait(team, 1, 2)
+        _forward_tile(cell, p, j, part, at, hidden, beside)
+    _wait(p, team, 1, 2)
     for q in range(q0, q1):
-        columns, out = min(P, size - q * P), shift(h, q * P)
-        product(kernels[2], mid, H, pointer(w_mid, q * H * P), H, pointer(bias, q * P), 0, out, ld, rows, columns)
+        columns, out, first = min(PANEL, p.P - q * PANEL), shift(h, q * PANEL), q * PANEL
+        weights, bias = _at(cell, p.w_mid, first * H), _at(cell, p.bias_mid, first)
+        product(p.kernel_mid, mid, H, weights, H, bias, 0, out, ld, rows, columns)
         for m in range(rows):
             for n in range(0, columns, W):
                 place = shift(out, m * ld + n)
                 (value,) = cell.project((load(place, columns - n),))
                 store(place, value, columns - n)
-    _wait(team, 2, 2)
+    _wait(p, team, 2, 2)
 
 
 @jitable
-def _step_normalised(cell, kernels, x, row, weights, part, at, states, beside, stats, keep, team):
+def _step_normalised(cell, p, row, part, at, states, beside, stats, team):
     """A step of a cell with normalisation."""
     (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
     _, h, ld, _, c, plane = states
     W = lanes_of(gates)
     units, count = cell.vectors * W, cell.norms + 2
     for j in range(j0, j1):
-        _products(cell, kernels, x, row, weights, part, at, states, j)
+        _products(cell, p, row, part, at, states, j)
     for m in range(rows):
         normalise_slots(cell, shift(gates, m * g_m), g_j, H, shift(stats, m * count))
         for unit in range(0, H, W):
@@ -403,42 +526,41 @@ def _step_normalised(cell, kernels, x, row, weights, part, at, states, beside, s
 
 
 @jitable
-def _products(cell, kernels, x, row, weights, part, at, states, j):
+def _products(cell, p, row, part, at, states, j):
     """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's."""
     (rows, _, _, _, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
     U = cell.vectors
     total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
-    g, w_hh = shift(gates, j * g_j), weights[2]
-    W, fed = lanes_of(g), w_hh.shape[1]
+    g = shift(gates, j * g_j)
+    W = lanes_of(g)
     if row >= 0:
-        _input(cell, kernels[0], x, row, rows, weights, j, g, g_m)
+        _input(cell, p, row, rows, j, g, g_m)
     if recurrent > 0:
-        r, b = shift(g, (total - recurrent - second) * W), pointer(w_hh, j * fed * recurrent * W)
-        product(kernels[1], h_prev, ld, b, fed, r, g_m, r, g_m, rows, recurrent * W)
+        r, b = shift(g, (total - recurrent - second) * W), _at(cell, p.w_hh, j * p.P * recurrent * W)
+        product(p.kernel_hh, h_prev, ld, b, p.P, r, g_m, r, g_m, rows, recurrent * W)
 
 
 @jitable
-def _input(cell, kernel, x, row, rows, weights, j, g, g_m):
+def _input(cell, p, row, rows, j, g, g_m):
     """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
-    w_ih, bias, _, _, _ = weights
-    I, W = w_ih.shape[1], lanes_of(g)
+    W = lanes_of(g)
     total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
-    if x.ndim == 2:
+    weights, bias = _at(cell, p.w_ih, j * p.I * columns), _at(cell, p.bias, j * total)
+    if p.tokens:
+        tokens = _integers(p.x)
         for m in range(rows):
-            token = x[(row + m) // x.shape[1], (row + m) % x.shape[1]]
+            one = shift(weights, element(tokens, row + m) * columns)
             for c in range(0, columns, W):
-                w = load(pointer(w_ih, (j * I + token) * columns + c), W)
-                store(shift(g, m * g_m + c), load(pointer(bias, j * total + c), W) + w, W)
+                store(shift(g, m * g_m + c), load(shift(bias, c), W) + load(shift(one, c), W), W)
     else:
-        a, b = pointer(x, row * I), pointer(w_ih, j * I * columns)
-        product(kernel, a, I, b, I, pointer(bias, j * total), 0, g, g_m, rows, columns)
+        product(p.kernel_ih, _at(cell, p.x, row * p.I), p.I, weights, p.I, bias, 0, g, g_m, rows, columns)
     for m in range(rows):
         for c in range(columns, total, W):
-            store(shift(g, m * g_m + c), load(pointer(bias, j * total + c), W), W)
+            store(shift(g, m * g_m + c), load(shift(bias, c), W), W)
 
 
 @jitable
-def _forward_tile(cell, j, part, at, states, beside, keep):
+def _forward_tile(cell, p, j, part, at, states, beside):
     """The cell's equations on one panel of some rows."""
     (rows, H, _, _, _, _), (gates, g_m, g_j), (_, h, ld, _, c, plane) = part, at, states
     W = lanes_of(gates)
@@ -450,7 +572,7 @@ def _forward_tile(cell, j, part, at, states, beside, keep):
             new, kept = cell.forward(load_many(here, units, W, cell.slots), prev, own, given)
             store(shift(h, m * ld + unit), new[0], count)
             store_many(shift(c, m * H + unit), plane, new[1:], count)
-            if keep:
+            if p.keep:
                 store_many(here, units, kept, W)
 
 
@@ -471,10 +593,10 @@ def _operand_tile(cell, j, part, at, states, beside, mid):
 @jitable
 def _arguments(cell, m, unit, count, H, states, beside):
     """The states before, own and given numbers of some hidden units in row m."""
-    (h_prev, _, ld, c_prev, _, plane), (own, given, given_plane) = states, beside
+    (h_prev, _, ld, c_prev, _, plane), (own, own_plane, given, given_plane) = states, beside
     W, at = lanes_of(h_prev), m * H + unit
     prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, at), plane, count, cell.inner)
-    mine = load_many(pointer(own, unit), own.shape[1], W, cell.own)
+    mine = load_many(shift(own, unit), own_plane, W, cell.own)
     return prev, mine, load_many(shift(given, at), given_plane, count, cell.given)
 
 
@@ -482,116 +604,109 @@ def _arguments(cell, m, unit, count, H, states, beside):
 
 
 @jitable
-def _backward(shard, shards, cell, args):
-    """One shard of the backward scan: turns the tape into the gradients of the pre-activations.
-
-    dy: [T, B, D P]; w_hh, w_mid: the weights of the recurrent and of the second product, transposed, in panels, their
-    depth in the order of the tape; dh: [B, .] and dinner: [N, B, H] hold the gradients of the last state, and of the
-    first one afterwards; dmid: [B, .], scratch; dz: [T, B, P], the gradient of what a projection gives; down: [., B, J
-    U W], zeros, to which the gradients of own parameters are added.
-    """
-    (kernel, by_units, reverse, first, dy, w_hh, w_mid, own,
-     given, y, inner, middle, gates, dh, dinner, dmid, dz, down, counters) = args  # fmt: skip
-    weights = w_hh, w_mid
-    T, B, ld = dy.shape
-    H, W, P = inner.shape[3], lanes_of(pointer(y, 0)), weights[0].shape[2]
-    g_m, units = gates.size // (T * B), cell.vectors * W
-    J, panels = g_m // (cell.kept * units), -(-H // P)
-    lo, hi, p0, p1, q0, q1 = 0, B, 0, panels, 0, weights[0].shape[0]
-    if by_units:
-        shards = join(counters, shards)
+def _backward(shard, shards, cell, plan):
+    """One shard of the backward scan: turns the tape into the gradients of the pre-activations."""
+    p = Backward(*to_fixed_tuple(plan, BACKWARD))
+    starts, slots = _integers(p.starts), _integers(p.slots)
+    W = lanes_of(_at(cell, p.y, 0))
+    units, PANEL = cell.vectors * W, VECTORS * W
+    J, panels = _panels(p.H, units), _panels(p.H, PANEL)
+    lo, hi, p0, p1, q0, q1 = 0, p.B, 0, panels, 0, _panels(p.P, PANEL)
+    if p.by_units:
+        shards = join(_integers(p.counters), shards)
         if shards == 0:
             return
         shard = shard if shards > 1 else 0
         p0, p1 = _share(panels, shard, shards)
         q0, q1 = _share(q1, shard, shards)
     else:
-        lo, hi = _share(B, shard, shards)
+        lo, hi = _rows(p, shard, shards)
     # Panels of hidden units as the tape has them, as plain panels, and plain panels of what is fed back
-    part = hi - lo, H, p0 * P // units, min(J, p1 * P // units), p0, p1, q0, q1
-    plane = (T + 2) * B * H
-    for step in range(T - 1, -1, -1):
-        t = T - 1 - step if reverse else step
-        before, after, now = (t + 2 * reverse) * B + lo, (t + 1) * B + lo, t * B + lo
-        at = pointer(gates, now * g_m), g_m, cell.kept * units
-        states = (
-            pointer(y, before * ld + first), pointer(y, after * ld + first), ld, pointer(inner, before * H),
-            pointer(inner, after * H), plane,
-        )  # fmt: skip
-        gradients = (
-            pointer(dy, now * ld + first), pointer(dh, lo * dh.shape[1]), dh.shape[1], pointer(dinner, lo * H), B * H,
-            pointer(down, lo * down.shape[2]), B * down.shape[2], down.shape[2],
-        )  # fmt: skip
-        beside = own, pointer(given, now * H if given.shape[1] > 1 else lo * H), given.shape[1] * B * H
-        mid = (
-            pointer(middle, now * middle.shape[2]),
-            pointer(dmid, lo * dmid.shape[1]),
-            dmid.shape[1],
-            pointer(dz, now * dz.shape[2]),
-        )
-        team = counters, shards if by_units else 1, T - 1 - step
-        cell.step_back(cell, kernel, weights, part, at, states, gradients, beside, mid, team)
+    j0, j1 = p0 * PANEL // units, min(J, p1 * PANEL // units)
+    g_j = cell.kept * units
+    g_m, ld_down = J * g_j, J * units
+    for step in range(p.T - 1, -1, -1):
+        t = p.T - 1 - step if p.reverse else step
+        now, last = element(starts, t), element(starts, t + 1)
+        rows = min(hi, last - now) - lo
+        if rows > 0:
+            here = now + lo
+            before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
+            at = _at(cell, p.gates, here * g_m), g_m, g_j
+            states = (
+                _at(cell, p.y, before * p.ld), _at(cell, p.y, after * p.ld), p.ld,
+                _at(cell, p.inner, before * p.H), _at(cell, p.inner, after * p.H), p.inner_rows * p.H,
+            )  # fmt: skip
+            gradients = (
+                _at(cell, p.dy, here * p.ld), _at(cell, p.dh, lo * p.ld_dh), p.ld_dh,
+                _at(cell, p.dinner, lo * p.H), p.B * p.H,
+                _at(cell, p.down, lo * ld_down), p.B * ld_down, ld_down,
+            )  # fmt: skip
+            beside = _beside(cell, p, here, lo, ld_down)
+            mid = (
+                _at(cell, p.middle, here * p.ld_middle), _at(cell, p.dmiddle, lo * p.ld_dmiddle), p.ld_dmiddle,
+                _at(cell, p.dz, here * p.P),
+            )  # fmt: skip
+            part = rows, p.H, j0, j1, p0, p1, q0, q1
+            team = shards if p.by_units else 1, p.T - 1 - step
+            cell.step_back(cell, p, part, at, states, gradients, beside, mid, team)
 
 
 @jitable
-def _step_back(cell, kernel, weights, part, at, states, gradients, beside,
-               mid, team):  # fmt: skip
+def _step_back(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell with one product."""
     _backward_tile(cell, cell.output, part, at, states, gradients, beside)
     if cell.recurrent > 0:
         # One meeting a product is enough: dh of a unit is read and written by its own shard alone
-        _wait(team, 1, 1)
-        _recurrent_back(cell, kernel, weights, part, at, gradients)
+        _wait(p, team, 1, 1)
+        _recurrent_back(cell, p, part, at, gradients)
 
 
 @jitable
-def _step_back_with_operand(cell, kernel, weights, part, at, states,
-                            gradients, beside, mid, team):  # fmt: skip
+def _step_back_with_operand(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell that has a second product before its equations."""
-    (rows, _, _, _, p0, p1, _, _), (_, dm, ld, _), w = part, mid, weights[1]
-    W, P = lanes_of(dm), w.shape[2]
+    (rows, _, _, _, p0, p1, _, _), (_, dm, ld, _) = part, mid
+    PANEL, units = VECTORS * lanes_of(dm), cell.vectors * lanes_of(dm)
     _backward_tile(cell, cell.output, part, at, states, gradients, beside)
-    _wait(team, 1, 2)
-    units = cell.vectors * W
+    _wait(p, team, 1, 2)
     start, count = (cell.slots - cell.second) * units, cell.second * units
-    for p in range(p0, p1):
-        _clear(shift(dm, p * P), ld, rows, P)
-        _product_back(kernel, at, start, count, w, p, shift(dm, p * P), ld, rows)
+    for n in range(p0, p1):
+        into = shift(dm, n * PANEL)
+        _clear(into, ld, rows, PANEL)
+        _product_back(cell, p, p.w_mid, at, start, count, n, into, ld, rows)
     _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld)
-    _wait(team, 2, 2)
-    _recurrent_back(cell, kernel, weights, part, at, gradients)
+    _wait(p, team, 2, 2)
+    _recurrent_back(cell, p, part, at, gradients)
 
 
 @jitable
-def _step_back_with_projection(cell, kernel, weights, part, at,
-                               states, gradients, beside, mid, team):  # fmt: skip
+def _step_back_with_projection(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell whose result is projected."""
     (rows, H, _, _, p0, p1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
     dout, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
     middle, dm, ld_dm, z = mid
-    w = weights[1]
-    size, P, W = w.shape[1], w.shape[2], lanes_of(h)
+    W, PANEL = lanes_of(h), VECTORS * lanes_of(h)
     for m in range(rows):
-        for n in range(q0 * P, min(size, q1 * P), W):
-            count = size - n
+        for n in range(q0 * PANEL, min(p.P, q1 * PANEL), W):
+            count = p.P - n
             dy = load(shift(dh, m * ld_dh + n), count) + load(shift(dout, m * ld + n), count)
             (value,) = cell.project_backward((dy,), (load(shift(h, m * ld + n), count),))
-            store(shift(z, m * size + n), value, count)
-    _wait(team, 1, 2)
-    for p in range(p0, p1):
-        into = shift(dm, p * P)
-        _clear(into, ld_dm, rows, P)
-        product(kernel, z, size, pointer(w, p * size * P), size, into, ld_dm, into, ld_dm, rows, P)
+            store(shift(z, m * p.P + n), value, count)
+    _wait(p, team, 1, 2)
+    for n in range(p0, p1):
+        into = shift(dm, n * PANEL)
+        _clear(into, ld_dm, rows, PANEL)
+        product(p.kernel, z, p.P, _at(cell, p.w_mid, n * p.P * PANEL), p.P, into, ld_dm, into, ld_dm, rows, PANEL)
     hidden = middle, middle, H, c_prev, c, plane
     inside = dm, dm, ld_dm, dc, dplane, down, down_plane, ld_down
     _backward_tile(cell, -1, part, at, hidden, inside, beside)
-    _wait(team, 2, 2)
-    _clear(shift(dh, q0 * P), ld_dh, rows, (q1 - q0) * P)
-    _recurrent_back(cell, kernel, weights, part, at, gradients)
+    _wait(p, team, 2, 2)
+    _clear(shift(dh, q0 * PANEL), ld_dh, rows, (q1 - q0) * PANEL)
+    _recurrent_back(cell, p, part, at, gradients)
 
 
 @jitable
-def _step_back_normalised(cell, kernel, weights, part, at, states, gradients, beside, mid, team):
+def _step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell with normalisation.
 
     With n = (a - mean) / deviation: da = (dn - mean of dn - n mean of (n dn)) / deviation.
@@ -601,7 +716,7 @@ def _step_back_normalised(cell, kernel, weights, part, at, states, gradients, be
     stats, scratch, ld_scratch, _ = mid
     ld, W, units, count = states[2], lanes_of(gates), cell.vectors * lanes_of(gates), cell.norms + 2
     for m in range(rows):
-        mean, scale = number_at(stats, m * count + count - 2), number_at(stats, m * count + count - 1)
+        mean, scale = element(stats, m * count + count - 2), element(stats, m * count + count - 1)
         total, along = load(dh, 0), load(dh, 0)
         for unit in range(0, H, W):
             left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
@@ -632,33 +747,33 @@ def _step_back_normalised(cell, kernel, weights, part, at, states, gradients, be
             store_many(shift(dc, dc_at), dplane, dprev[1:], left)
             accumulate_many(shift(down, m * ld_down + unit), down_plane, dmine)
         normalise_back(cell, shift(scratch, m * ld_scratch), shift(gates, m * g_m), g_j, H, shift(stats, m * count))
-    _recurrent_back(cell, kernel, weights, part, at, gradients)
+    _recurrent_back(cell, p, part, at, gradients)
 
 
 @jitable
-def _recurrent_back(cell, kernel, weights, part, at, gradients):
+def _recurrent_back(cell, p, part, at, gradients):
     """Add what the gradients of the pre-activations mean for what was fed back."""
-    (rows, _, _, _, _, _, q0, q1), (_, dh, ld, _, _, _, _, _), w = part, gradients, weights[0]
-    U = cell.vectors
+    (rows, _, _, _, _, _, q0, q1), (_, dh, ld, _, _, _, _, _) = part, gradients
+    W, U = lanes_of(dh), cell.vectors
     total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
-    W, P = lanes_of(dh), w.shape[2]
+    start, count = (total - recurrent - second) * W, recurrent * W
     for q in range(q0, q1):
-        start, count = (total - recurrent - second) * W, recurrent * W
-        _product_back(kernel, at, start, count, w, q, shift(dh, q * P), ld, rows)
+        _product_back(cell, p, p.w_hh, at, start, count, q, shift(dh, q * VECTORS * W), ld, rows)
 
 
 @jitable
-def _product_back(kernel, at, start, count, w, q, into, ld, rows):
-    """Add the product of some slots of the tape with one panel of transposed weights."""
-    gates, g_m, g_j = at
-    K, P = w.shape[1], w.shape[2]
+def _product_back(cell, p, weights, at, start, count, q, into, ld, rows):
+    """Add the product of some slots of the tape with panel q of transposed weights."""
+    (gates, g_m, g_j), PANEL = at, VECTORS * lanes_of(into)
+    J = g_m // g_j
+    b = _at(cell, weights, q * J * count * PANEL)
     if count == g_j:
-        product(kernel, gates, g_m, pointer(w, q * K * P), K, into, ld, into, ld, rows, P)
+        product(p.kernel, gates, g_m, b, J * count, into, ld, into, ld, rows, PANEL)
     else:
         # These slots are a piece of every panel.
-        for n in range(K // count):
-            a, b = shift(gates, n * g_j + start), pointer(w, (q * K + n * count) * P)
-            product(kernel, a, g_m, b, count, into, ld, into, ld, rows, P)
+        for n in range(J):
+            a, piece = shift(gates, n * g_j + start), shift(b, n * count * PANEL)
+            product(p.kernel, a, g_m, piece, count, into, ld, into, ld, rows, PANEL)
 
 
 @jitable

@@ -309,6 +309,30 @@ def pointer(typingctx, array, offset):
 
 
 @intrinsic
+def pointer_to(typingctx, number, address, offset):
+    """A pointer to numbers of the kind of `number`, `offset` of them behind an address."""
+    if not isinstance(number, types.Number):
+        return None
+    kind = types.CPointer(number)
+
+    def codegen(context, builder, sig, args):
+        data = builder.inttoptr(args[1], context.get_data_type(number).as_pointer())
+        return builder.gep(data, [args[2]])
+
+    return kind(number, types.intp, types.intp), codegen
+
+
+@intrinsic
+def element(typingctx, p, n):
+    """Number n behind a pointer."""
+
+    def codegen(context, builder, sig, args):
+        return builder.load(builder.gep(args[0], [args[1]]))
+
+    return p.dtype(p, types.intp), codegen
+
+
+@intrinsic
 def shift(typingctx, p, offset):
     """The pointer `offset` elements further on."""
 

@@ -1,7 +1,12 @@
 """One layer in one direction: the scan, and the products around it.
 
+first       the states of the scan from those of the cell
 forward     pack -> input product and scan, panel by panel
 backward    scan -> weight, bias and input gradients, each one big product
+finish      the gradients of the first states and of the cell's own parameters
+
+A sequence may go through `forward` piece by piece, and through `backward` from its last piece to the first, with the
+same bits: a `Carry` takes along what passes from one piece to the next.
 """
 
 from __future__ import annotations
@@ -17,23 +22,43 @@ from nbrnn.cells.program import Options, Program, compile_cell
 from nbrnn.kernels import gemm, schedule
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import get_num_threads, run, threading_layer
-from nbrnn.kernels.scan import compile_front, compile_scan
+from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, product_kernel
 from nbrnn.layers.module import Parameters, read_only
 from nbrnn.layers.packing import Packing, Weights, packing_of
+from nbrnn.layers.sequences import Steps
+
+NO_ROWS = np.empty(0, np.int64)
+
+
+class Given(NamedTuple):
+    """What equations take beside x."""
+
+    values: np.ndarray  # [., N, H], or [., B, H] where it is the same for all steps
+    by_step: bool
+    mask: np.ndarray | None = None  # [B, H], of what is fed back
 
 
 class Tape(NamedTuple):
-    """What forward keeps."""
+    """What forward keeps; see `kernels.scan`."""
 
-    x: np.ndarray  # [T, B, I] or tokens [T, B]
-    y: np.ndarray  # [T + 2, B, D P], see `kernels.scan`
-    inner: np.ndarray  # [N, T + 2, B, H]
-    middle: np.ndarray  # [T, B, H] where there is a second product
+    steps: Steps
+    x: np.ndarray  # [N, I] or tokens [N]
+    y: np.ndarray  # [N + 2 B, D P]
+    inner: np.ndarray  # [., N + 2 B, H]
+    middle: np.ndarray  # [N, .] where there is a second product
     gates: np.ndarray  # flat
     own: np.ndarray  # [., J U W]
-    given: np.ndarray  # [., T or 1, B, H]
+    given: Given
+
+
+class Carry(NamedTuple):
+    """What backward passes from one piece of a sequence to the one before."""
+
+    dh: np.ndarray  # [B, .], the gradient of what was fed back, filled up to whole panels
+    dinner: np.ndarray  # [., B, H], of the states behind it
+    down: np.ndarray  # [., B, J U W], of the cell's own parameters
 
 
 @dataclass(frozen=True)
@@ -81,7 +106,7 @@ class Direction:
         self.program = shape.program()
         self.layout = self.program.equations.layout
         self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype)
-        self._scans = compile_scan(self.program.equations, self.dtype.name)
+        self.scans = compile_scan(self.program.equations)
         self.names = list(self.shapes())
         self._fields = [name + end if name + end in self.names else None for name in Weights._fields]
         self._spare: list[np.ndarray] = []
@@ -118,58 +143,80 @@ class Direction:
 
     # -------------------------------------------------------------- forward
 
-    def forward(
-        self,
-        params: Parameters,
-        x: np.ndarray,
-        y: np.ndarray,
-        first: list[np.ndarray],
-        last: list[np.ndarray],
-        given: np.ndarray,
-        keep: bool,
-    ) -> Tape:
-        """Fill its half of y and the last states.
+    def first(self, params: Parameters, states: list[np.ndarray], given: Given) -> list[np.ndarray]:
+        """The states of the scan [B, .]: the cell's own, and in front of them those that are computed from them."""
+        if not self.program.hidden:
+            return states
+        stack = np.ascontiguousarray(np.stack(states))  # a stack may have any order
+        out = np.empty((self.program.hidden, *stack.shape[1:]), self.dtype)
+        mask = self._mask(given, stack[0])
+        run(compile_front(self.program.equations), 1, stack, self.own(params), mask, out)
+        return [*out, *states]
 
-        x: [T, B, I] or tokens [T, B]; y: [T + 2, B, D P]; first, last: [B, .] for each state; given: [., T or 1, B, H].
+    def forward(
+        self, params: Parameters, steps: Steps, x: np.ndarray, y: np.ndarray, states: list, given: Given, keep: bool
+    ) -> tuple[Tape, list[np.ndarray]]:
+        """Fill its columns of y; what backward needs, and the last states of the scan.
+
+        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the scan.
         """
-        (T, B), H, packing, layout = x.shape[:2], self.hidden, self.packing, self.layout
-        own = self._own(params)
-        # The rows of y (and of inner) that hold the first and the last state.
-        start, end = (T + 1, 1) if self.reverse else (0, T)
-        states = [*self._emit(first, own, given), *first]
-        column = self.reverse * self.output
-        half = slice(column, column + self.output)
-        inner = np.empty((len(states) - 1, T + 2 if keep else 1, B, H), self.dtype)
-        y[start, :, half] = states[0]
-        for n, array in enumerate(states[1:]):
-            inner[n, start if keep else 0] = array
-        plan, _ = self.schedules(T, B)
-        second = layout.second or self.shape.options.projection
-        middle = np.empty((T if keep else 1, B, H if second else layout.norms and layout.norms + 2), self.dtype)
+        B, H, packing = steps.B, self.hidden, self.packing
+        half = slice(self.reverse * self.output, (self.reverse + 1) * self.output)
+        start, end = steps.first(self.reverse), steps.last(self.reverse)
+        inner = np.empty((len(states) - 1, len(y) if keep else B, H), self.dtype)
+        y[start, half] = states[0]
+        for out, state in zip(inner, states[1:]):
+            out[start if keep else slice(B)] = state
+        plan, _ = self.schedules(steps.T, steps.mean_rows)
         if keep:
-            packed = packing.forward(self._weights(params))
-            gates = self._take(T * B * packing.panels * packing.columns)
+            packed, shared = packing.forward(self._weights(params)), False
+            gates = self._take(steps.N * packing.panels * packing.columns)
+            middle = np.empty((steps.N, self.middle), self.dtype)
         else:
-            packed = self._packed(params)
-            panels = packing.panels if plan.block > 1 or layout.second or layout.norms else 1
-            gates = np.empty(B * packing.columns * panels * plan.block, self.dtype)
-        tape = Tape(x, y, inner, middle, gates, own, given)
-        if T and B:
-            kernels = packing.kernels(self.shape.options.projection is not None)
-            how = (*kernels, plan.by_units, plan.block, keep, self.reverse, column)
-            args = (*how, x, *packed, own, given, y, inner, middle, gates, new_counters())
-            run(self._scans[0], plan.shards, *args)
-        else:
-            end = start
-        states = [y[end, :, half], *(array[end if keep else 0] for array in inner)]
-        for out, array in zip(last, states[self.program.hidden :]):
-            out[...] = array
-        return tape
+            packed = self.packed(params)
+            middle, gates, shared = self.scratch(plan, B)
+        tape = Tape(steps, x, y, inner, middle, gates, self.own(params), given)
+        if steps.N:
+            counters = new_counters()
+            run(self.scans[0], plan.shards, self.plan(tape, packed, plan, keep, shared, counters))
+        return tape, [y[end, half], *(array[end if keep else slice(B)] for array in inner)]
+
+    @property
+    def middle(self) -> int:
+        """Numbers in a row of `middle`."""
+        second = self.layout.second or self.shape.options.projection
+        return self.hidden if second else self.layout.norms and self.layout.norms + 2
+
+    def scratch(self, plan: Schedule, B: int) -> tuple[np.ndarray, np.ndarray, bool]:
+        """`middle` and gates of a scan that keeps nothing, and whether all panels share one tile."""
+        shared = not (plan.block > 1 or self.layout.second or self.layout.norms)
+        columns = self.packing.columns * (1 if shared else self.packing.panels)
+        return np.empty((B, self.middle), self.dtype), np.empty(B * plan.block * columns, self.dtype), shared
+
+    def plan(
+        self, tape: Tape, packed: tuple, plan: Schedule, keep: bool, shared: bool, counters: np.ndarray
+    ) -> np.ndarray:
+        """The forward scan's argument."""
+        steps, x, y, inner, middle, gates, own, given = tape
+        kernels = self.packing.kernels(self.shape.options.projection is not None)
+        w_ih, bias, w_hh, w_mid, bias_mid = map(address, packed)
+        return np.array(Forward(
+            *kernels, plan.by_units, plan.block, keep, shared, self.reverse, steps.T, steps.B, self.inputs, self.hidden,
+            self.output, address(steps.lengths), address(steps.starts), address(steps.slots), x.ndim == 1, address(x),
+            w_ih, bias, w_hh, w_mid, bias_mid, address(own), address(given.values), given.values.shape[1],
+            given.by_step, address(y) + self._column, y.shape[1], address(inner), inner.shape[1], address(middle),
+            middle.shape[1], address(gates), address(counters),
+        ), np.int64)  # fmt: skip
+
+    @property
+    def _column(self) -> int:
+        """Bytes from the beginning of a row of y to this direction's columns."""
+        return self.reverse * self.output * self.dtype.itemsize
 
     def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
         return Weights(*[None if name is None else params[name] for name in self._fields])
 
-    def _packed(self, params: Parameters) -> tuple:
+    def packed(self, params: Parameters) -> tuple:
         """The packed weights: those of the last call where the parameters still are the same bits."""
         flat = params.span(self.names[0], self.names[-1])
         known = self._known
@@ -183,7 +230,7 @@ class Direction:
         self._known = flat.copy(), packed
         return packed
 
-    def _own(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
+    def own(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
         """The cell's own parameters as the equations take them, [., J U W]."""
         own, row = np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype), 0
         for one in self.cell.own:
@@ -192,18 +239,9 @@ class Direction:
             row += one.rows
         return own
 
-    def _emit(self, states: list[np.ndarray], own: np.ndarray, given: np.ndarray) -> list[np.ndarray]:
-        """The states of the scan that stand in front of the cell's own, computed from the first ones."""
-        if not self.program.hidden:
-            return []
-        states = np.ascontiguousarray(np.stack(states))  # a stack may have any order
-        out = np.empty((self.program.hidden, *states.shape[1:]), self.dtype)
-        run(compile_front(self.program.equations, self.dtype.name), 1, states, own, self._mask(given, states[0]), out)
-        return list(out)
-
-    def _mask(self, given: np.ndarray, state: np.ndarray) -> np.ndarray:
+    def _mask(self, given: Given, state: np.ndarray) -> np.ndarray:
         """The mask of what is fed back, [1, B, H]; anything where there is none."""
-        return given[-1, :1].copy() if self.shape.options.recurrent_dropout else state[None]
+        return (state if given.mask is None else given.mask)[None]
 
     def _take(self, size: int) -> np.ndarray:
         """Memory for a tape: that of an earlier step if it fits, so that a training loop touches no new memory."""
@@ -218,63 +256,68 @@ class Direction:
 
     # -------------------------------------------------------------- backward
 
-    def backward(
-        self,
-        params: Parameters,
-        grads: Parameters,
-        tape: Tape,
-        dy: np.ndarray,
-        dlast: list[np.ndarray],
-        dfirst: list[np.ndarray],
-    ) -> np.ndarray | None:
-        """Gradients of the parameters into `grads`, of the first states into `dfirst`; dx, None for tokens.
-
-        Uses up the tape. dy: [T, B, D P]; dlast, dfirst: [B, .] for each state.
-        """
-        (T, B), H, P, packing = tape.x.shape[:2], self.hidden, self.output, self.packing
-        weights, hidden = self._weights(params), self.program.hidden
-        projection, zeros = self.shape.options.projection, [np.zeros((B, H), self.dtype)] * hidden
-        dlast = [*zeros, *dlast]
-        dh = np.zeros((B, gemm.padded(P, self.dtype)), self.dtype)
-        dh[:, :P] = dlast[0]
+    def carry(self, dlast: list[np.ndarray]) -> Carry:
+        """From the gradients of the cell's last states [B, .]."""
+        B, H, hidden = len(dlast[0]), self.hidden, self.program.hidden
+        dlast = [np.zeros((B, H), self.dtype)] * hidden + dlast
+        dh = np.zeros((B, gemm.padded(self.output, self.dtype)), self.dtype)
+        dh[:, : self.output] = dlast[0]
         dinner = np.empty((len(dlast) - 1, B, H), self.dtype)
         for out, array in zip(dinner, dlast[1:]):
             out[...] = array
-        dgates = tape.gates.reshape(T * B, packing.panels * packing.columns)
-        dz = np.empty((T if projection else 0, B, P), self.dtype)
-        down = np.zeros((self.layout.own, B, packing.panels * packing.units), self.dtype)
-        if T and B:
-            _, plan = self.schedules(T, B)
+        return Carry(dh, dinner, np.zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype))
+
+    def backward(
+        self, params: Parameters, grads: Parameters, tape: Tape, dy: np.ndarray, carry: Carry, add: bool
+    ) -> np.ndarray | None:
+        """The weight gradients into `grads`, or with `add` added to them; dx [N, I], None for tokens.
+
+        Uses up the tape, and turns `carry` into that of the piece before. dy: [N, D P].
+        """
+        steps, packing, H = tape.steps, self.packing, self.hidden
+        weights, projection = self._weights(params), self.shape.options.projection
+        dgates = tape.gates.reshape(steps.N, packing.panels * packing.columns)
+        dz = np.empty((steps.N if projection else 0, self.output), self.dtype)
+        if steps.N:
+            _, plan = self.schedules(steps.T, steps.mean_rows)
             columns = packing.panels * packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
-            dmiddle = np.empty((B, columns), self.dtype)
-            how = (product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, self.reverse * P)
-            kept = (tape.own, tape.given, tape.y, tape.inner, tape.middle, tape.gates)
-            args = (dy, *packing.backward(weights), *kept, dh, dinner, dmiddle, dz, down, new_counters())
-            run(self._scans[1], plan.shards, *how, *args)
-        self._first_gradients([dh[:, :P], *dinner], tape, dfirst, down)
-        self._weight_gradients(dgates, dz, tape, self._weights(grads))
-        self._own_gradients(down, tape.own, grads)
-        dx = None if tape.x.ndim == 2 else self._input_gradient(dgates, weights, tape.x.shape)
+            packed, dmiddle, counters = (
+                packing.backward(weights),
+                np.empty((steps.B, columns), self.dtype),
+                new_counters(),
+            )
+            y, inner, middle, given = tape.y, tape.inner, tape.middle, tape.given
+            run(self.scans[1], plan.shards, np.array(Backward(
+                product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, steps.T, steps.B, H, self.output,
+                address(steps.lengths), address(steps.starts), address(steps.slots), address(dy) + self._column,
+                *map(address, packed), address(tape.own), address(given.values), given.values.shape[1], given.by_step,
+                address(y) + self._column, y.shape[1], address(inner), inner.shape[1], address(middle), middle.shape[1],
+                address(tape.gates), address(carry.dh), carry.dh.shape[1], address(carry.dinner), address(dmiddle),
+                columns, address(dz), address(carry.down), address(counters),
+            ), np.int64))  # fmt: skip
+        self._weight_gradients(dgates, dz, tape, self._weights(grads), add)
+        dx = None if tape.x.ndim == 1 else self._input_gradient(dgates, weights)
         self._spare.append(tape.gates)
         return dx
 
-    def _first_gradients(
-        self, dstates: list[np.ndarray], tape: Tape, dfirst: list[np.ndarray], down: np.ndarray
-    ) -> None:
-        """Into `dfirst`, through the states in front of the cell's own, which were computed from the first ones."""
-        dstates, hidden = list(dstates), self.program.hidden
-        if hidden:
-            start = tape.y.shape[0] - 1 if self.reverse else 0
-            states = tape.inner[hidden - 1 :, start]
-            own, mask = tape.own[:, : self.hidden], self._mask(tape.given, states[0])[0]
-            dinner, downs = self.program.front.backward(dstates[:hidden], states, own, mask)
-            dstates = [a + b for a, b in zip(dstates[hidden:], dinner)]
-            for total, one in zip(down, downs):
-                total[:, : self.hidden] += one
-        for out, array in zip(dfirst, dstates):
-            out[...] = array
+    def finish(
+        self, params: Parameters, grads: Parameters, states: list[np.ndarray], given: Given, carry: Carry
+    ) -> list[np.ndarray]:
+        """The gradients of the cell's own parameters into `grads`, and of its first states.
 
-    def _weight_gradients(self, dgates: np.ndarray, dz: np.ndarray, tape: Tape, dweights: Weights) -> None:
+        states: the first ones of the scan. A gradient passes through those that were computed from the cell's.
+        """
+        dstates, hidden, own = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden, self.own(params)
+        if hidden:
+            mask = self._mask(given, states[0])[0]
+            dfirst, downs = self.program.front.backward(dstates[:hidden], states[hidden:], own[:, : self.hidden], mask)
+            dstates = [a + b for a, b in zip(dstates[hidden:], dfirst)]
+            for total, one in zip(carry.down, downs):
+                total[:, : self.hidden] += one
+        self._own_gradients(carry.down, own, grads)
+        return dstates
+
+    def _weight_gradients(self, dgates: np.ndarray, dz: np.ndarray, tape: Tape, dweights: Weights, add: bool) -> None:
         """Everything time-parallel: dW = dgates.T @ inputs."""
         x, y, packing, kernel = tape.x, read_only(tape.y), self.packing, outer_kernel(VECTORS, self.dtype)
         dgates, H = read_only(dgates), self.hidden
@@ -282,28 +325,28 @@ class Direction:
         dbias_ih, dbias_hh = (ignored if d is None else d for d in (dweights.bias_ih, dweights.bias_hh))
         dweight_hh = np.empty((0, 1), self.dtype) if dweights.weight_hh is None else dweights.weight_hh
         pieces = (packing.units, packing.columns)
-        # h of the step before is one row of y earlier, in the second direction one row later: y[2:].
-        _, B, ld = y.shape
-        offset = self.reverse * (2 * B * ld + self.output)
-        hidden, outputs = (y, offset, ld, packing.recurrent_runs, *pieces), (dweight_hh, dbias_hh)
+        # h of the step before is one slot of y earlier, in the second direction one slot later.
+        ld, slot = y.shape[1], tape.steps.slot(2 * self.reverse)
+        first, rows = (slot.start, NO_ROWS) if isinstance(slot, slice) else (0, slot)
+        offset = first * ld + self.reverse * self.output
+        hidden, outputs = (y, offset, ld, rows, packing.recurrent_runs, *pieces, add), (dweight_hh, dbias_hh)
         inputs, shards = (dweights.weight_ih, dbias_ih), shards_for(2 * len(dgates) * dweight_hh.size)
-        if x.ndim == 2:
-            tokens = (x.ravel(), packing.input_runs)
-            run(gemm.gradient_with_tokens, shards, kernel, dgates, *hidden, *tokens, *outputs, *inputs)
+        if x.ndim == 1:
+            run(gemm.gradient_with_tokens, shards, kernel, dgates, *hidden, x, packing.input_runs, *outputs, *inputs)
         else:
             if self.layout.recurrent:
                 run(gemm.gradient, shards, kernel, dgates, *hidden, *outputs)
-            shards = shards_for(2 * len(dgates) * dweights.weight_ih.size)
-            run(gemm.gradient, shards, kernel, dgates, x, 0, self.inputs, packing.input_runs, *pieces, *inputs)
-        middle = read_only(tape.middle)
+            shards, all_x = shards_for(2 * len(dgates) * dweights.weight_ih.size), (x, 0, self.inputs, NO_ROWS)
+            run(gemm.gradient, shards, kernel, dgates, *all_x, packing.input_runs, *pieces, add, *inputs)
+        middle = read_only(tape.middle), 0, H, NO_ROWS
         if self.layout.second:
             shards = shards_for(2 * len(dgates) * H * H * self.layout.second)
-            run(gemm.gradient, shards, kernel, dgates, middle, 0, H, packing.second_runs, *pieces, *outputs)
+            run(gemm.gradient, shards, kernel, dgates, *middle, packing.second_runs, *pieces, add, *outputs)
         if dweights.weight_hr is not None:
-            dz, runs = read_only(dz.reshape(-1, self.output)), gemm.runs_of(self.output, self.dtype)
+            dz, runs = read_only(dz), gemm.runs_of(self.output, self.dtype)
             dbias = np.empty(self.output, self.dtype) if dweights.bias_hr is None else dweights.bias_hr
             shards = shards_for(2 * len(dz) * dweights.weight_hr.size)
-            run(gemm.gradient, shards, kernel, dz, middle, 0, H, runs, 0, 0, dweights.weight_hr, dbias)
+            run(gemm.gradient, shards, kernel, dz, *middle, runs, 0, 0, add, dweights.weight_hr, dbias)
 
     def _own_gradients(self, down: np.ndarray, own: np.ndarray, grads: Parameters) -> None:
         totals, row = down.sum(axis=1)[:, : self.hidden], 0
@@ -315,7 +358,7 @@ class Direction:
             grads[one.name + self.end][...] = total if one.rows > 1 else total[0]
             row += one.rows
 
-    def _input_gradient(self, dgates: np.ndarray, weights: Weights, shape: tuple[int, ...]) -> np.ndarray:
+    def _input_gradient(self, dgates: np.ndarray, weights: Weights) -> np.ndarray:
         """dx = dgates @ weight_ih."""
         packing, packed = self.packing, self.packing.backward_ih(weights)
         start = np.zeros(gemm.padded(self.inputs, self.dtype), self.dtype)
@@ -325,4 +368,11 @@ class Direction:
         shards = shards_for(2 * len(dgates) * weights.weight_ih.size)
         kernel = product_kernel(VECTORS, self.dtype)
         run(gemm.multiply, shards, kernel, read_only(dgates), 0, packing.columns, depth, packed, start, dx)
-        return dx.reshape(shape)
+        return dx
+
+
+def address(array: np.ndarray) -> int:
+    """Where an array begins, for a scan."""
+    if not array.flags.c_contiguous:
+        raise ValueError("array: expected a C-contiguous one")
+    return array.__array_interface__["data"][0]

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from nbrnn.layers.initialise import Seed, generator
-from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_fraction
+from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_fraction
 
 
 def draw_kept(rng: np.random.Generator, shape: tuple[int, ...], p: float) -> np.ndarray:
@@ -30,7 +31,7 @@ def draw_mask(rng: np.random.Generator, shape: tuple[int, ...], p: float, dtype:
     return draw_kept(rng, shape, p) * dtype.type(1.0 / (1.0 - p))
 
 
-class Dropout(Module):
+class Dropout(Pointwise):
     """Zeros in training (`vjp`), nothing at inference.
 
     Parameters
@@ -57,19 +58,14 @@ class Dropout(Module):
     def _check(self, name: str, x: Any) -> np.ndarray:
         return check_floats(name, x, self.dtype, (None,) * np.ndim(x), "any shape")
 
-    def __call__(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None]:
-        return self._check("x", x).copy(), None
+    def _apply(self, x: Any) -> np.ndarray:
+        return self._check("x", x).copy()
 
-    def vjp(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None, Pullback]:
+    def _linearise(self, x: Any) -> tuple[np.ndarray, Callable]:
         x = self._check("x", x)
         with self._lock:
             mask = draw_mask(self.rng, x.shape, self.p, self.dtype)
-
-        def pullback(dy, dstate_n=None, *, out=None):
-            grads = Parameters.zeros({}, self.dtype) if out is None else out
-            return check_floats("dy", dy, self.dtype, x.shape, str(x.shape)) * mask, None, grads
-
-        return x * mask, None, pullback
+        return x * mask, lambda dy, grads: check_floats("dy", dy, self.dtype, x.shape, str(x.shape)) * mask
 
     def config(self) -> dict[str, Any]:
         return {"p": self.p, "dtype": self.dtype.name}

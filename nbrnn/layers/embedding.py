@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from nbrnn.layers.initialise import Seed, generator
-from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_size, check_tokens
+from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_size, check_tokens
 
 
-class Embedding(Module):
+class Embedding(Pointwise):
     """y = weight[x].
 
     Parameters
@@ -29,7 +30,8 @@ class Embedding(Module):
 
     Notes
     -----
-    x holds integers in [0, num_embeddings), of any shape; y is (*x.shape, embedding_dim). The state is None, and so is
+    x holds integers in [0, num_embeddings), of any shape, or a `Ragged` of them; y is (*x.shape,
+    embedding_dim). The state is None, and so is
     the gradient with respect to x.
     """
 
@@ -44,21 +46,19 @@ class Embedding(Module):
     def _check(self, x: Any) -> np.ndarray:
         return check_tokens("x", x, (None,) * np.ndim(x), "any shape", self.num_embeddings)
 
-    def __call__(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None]:
-        return self.params["weight"][self._check(x)], None
+    def _apply(self, x: Any) -> np.ndarray:
+        return self.params["weight"][self._check(x)]
 
-    def vjp(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None, Pullback]:
+    def _linearise(self, x: Any) -> tuple[np.ndarray, Callable]:
         x = self._check(x)
         y = self.params["weight"][x]
 
-        def pullback(dy, dstate_n=None, *, out=None):
-            grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
+        def back(dy, grads):
             dy = check_floats("dy", dy, self.dtype, y.shape, str(y.shape)).reshape(-1, self.embedding_dim)
             grads["weight"][...] = 0.0
             np.add.at(grads["weight"], x.ravel(), dy)
-            return None, None, grads
 
-        return y, None, pullback
+        return y, back
 
     def config(self) -> dict[str, Any]:
         names = ("num_embeddings", "embedding_dim")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,10 @@ from nbrnn.kernels.jit import run
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kernel
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
-from nbrnn.layers.module import Module, Parameters, Pullback, check_dtype, check_floats, check_size
+from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_size
 
 
-class Linear(Module):
+class Linear(Pointwise):
     """y = x W^T + b.
 
     Parameters
@@ -33,7 +34,7 @@ class Linear(Module):
 
     Notes
     -----
-    x is (..., input_size), y is (..., output_size). The layer has no memory: its state is None.
+    x is (..., input_size), y is (..., output_size), or both are `Ragged`. The layer has no memory: its state is None.
     """
 
     def __init__(
@@ -61,46 +62,32 @@ class Linear(Module):
         shape = (None,) * max(0, np.ndim(x) - 1) + (self.input_size,)
         return check_floats("x", x, self.dtype, shape, f"(..., {self.input_size})")
 
-    def __call__(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None]:
+    def _apply(self, x: Any) -> np.ndarray:
         x = self._check(x)
-        rows = x.reshape(-1, self.input_size)
         packed = self._pack(gemm.pack_rows, self._order, self.input_size, self.output_size)
         start = np.zeros(len(self._order), self.dtype)
         if self.bias:
             start[: self.output_size] = self.params["bias"]
-        y = self._multiply(rows, packed, start, self.output_size)
-        return y.reshape(*x.shape[:-1], self.output_size), None
+        y = self._multiply(x.reshape(-1, self.input_size), packed, start, self.output_size)
+        return y.reshape(*x.shape[:-1], self.output_size)
 
-    def vjp(self, x: np.ndarray, state: None = None) -> tuple[np.ndarray, None, Pullback]:
+    def _linearise(self, x: Any) -> tuple[np.ndarray, Callable]:
         x = self._check(x)
-        y, _ = self(x)
+        y = self._apply(x)
 
-        def pullback(dy, dstate_n=None, *, out=None):
-            grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
+        def back(dy, grads):
             rows = check_floats("dy", dy, self.dtype, y.shape, str(y.shape)).reshape(-1, self.output_size)
             dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
             # dW = dy^T x, db = sum of dy
-            dw, shards = grads["weight"], self._shards(len(rows))
-            run(
-                gemm.gradient,
-                shards,
-                outer_kernel(VECTORS, self.dtype),
-                rows,
-                x,
-                0,
-                self.input_size,
-                self._runs,
-                0,
-                0,
-                dw,
-                dbias,
-            )
+            right = x.reshape(-1, self.input_size), 0, self.input_size, np.empty(0, np.int64)
+            how = outer_kernel(VECTORS, self.dtype), rows, *right, self._runs, 0, 0, False
+            run(gemm.gradient, self._shards(len(rows)), *how, grads["weight"], dbias)
             # dx = dy W
             packed = self._pack(gemm.pack_columns, np.arange(self.output_size), self.output_size, self.input_size)
             start = np.zeros(gemm.padded(self.input_size, self.dtype), self.dtype)
-            return self._multiply(rows, packed, start, self.input_size).reshape(x.shape), None, grads
+            return self._multiply(rows, packed, start, self.input_size).reshape(x.shape)
 
-        return y, None, pullback
+        return y, back
 
     def _pack(self, entry: Any, order: np.ndarray, depth: int, columns: int) -> np.ndarray:
         packed = np.empty((gemm.panels(columns, self.dtype), depth, panel_width(VECTORS, self.dtype)), self.dtype)

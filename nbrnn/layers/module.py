@@ -7,17 +7,20 @@ one array. `Module` is the base of every layer:
     y, state_n, pullback = module.vjp(x, state=None)      training: keeps what the pullback needs
     dx, dstate0, grads   = pullback(dy, dstate_n=None)    vector-Jacobian product
 
-A layer without memory has the state None. Modules contain no other mutable thing than their parameters and the
-random generator of their dropout, so a call changes nothing in them.
+Layers that know time take `lengths` behind the state, the steps of each row of a padded batch. x, y and their gradients
+may also be `Ragged`. A layer without memory has the state None. Modules contain no other mutable thing than their
+parameters and the random generator of their dropout, so a call changes nothing in them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
+
+from nbrnn.data.ragged import Ragged
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 Shapes = Mapping[str, tuple[int, ...]]
@@ -125,12 +128,17 @@ class Module:
 
     params: Parameters
     dtype: np.dtype
+    changes_time = False  # whether the steps of y are others than those of x
 
     def __call__(self, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any]:
         raise NotImplementedError
 
     def vjp(self, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any, Pullback]:
         raise NotImplementedError
+
+    def stream(self, batch_size: int = 1) -> Any:
+        """A session that takes one time step at a time, of so many rows; see `nbrnn.layers.streaming`."""
+        raise TypeError(f"stream: {type(self).__name__} needs the whole sequence")
 
     def config(self) -> dict[str, Any]:
         """The arguments that build a module of the same shape, as plain JSON values."""
@@ -191,6 +199,34 @@ class Module:
             self.params[name][...] = array
 
 
+class Pointwise(Module):
+    """Base of layers without memory that treat every step by itself."""
+
+    def _apply(self, x: Any) -> np.ndarray:
+        """y, from x of any form that the layer takes."""
+        raise NotImplementedError
+
+    def _linearise(self, x: Any) -> tuple[np.ndarray, Callable[[np.ndarray, Parameters], np.ndarray | None]]:
+        """y, and a function of dy that gives dx and writes the gradients of the parameters."""
+        raise NotImplementedError
+
+    def __call__(self, x: np.ndarray | Ragged, state: None = None) -> tuple[np.ndarray | Ragged, None]:
+        if isinstance(x, Ragged):
+            return x.with_values(self._apply(x.values)), None
+        return self._apply(x), None
+
+    def vjp(self, x: np.ndarray | Ragged, state: None = None) -> tuple[np.ndarray | Ragged, None, Pullback]:
+        ragged = x if isinstance(x, Ragged) else None
+        y, back = self._linearise(x if ragged is None else x.values)
+
+        def pullback(dy, dstate_n=None, *, out=None):
+            grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
+            dx = back(dy if ragged is None else ragged.values_of("dy", dy), grads)
+            return dx if dx is None or ragged is None else ragged.with_values(dx), None, grads
+
+        return y if ragged is None else ragged.with_values(y), None, pullback
+
+
 def check_dtype(dtype: Any) -> np.dtype:
     """The layer's dtype, or a clear error."""
     try:
@@ -249,6 +285,8 @@ def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None
     None in `shape` is any size, and `words` is how the expected shape is written in the message. float32 and float64
     are converted into each other; integers and half precision are refused, since to convert them may hide a mistake.
     """
+    if isinstance(array, Ragged):
+        raise TypeError(f"{name}: expected an array {words}, got a Ragged")
     array = np.asarray(array)
     if array.dtype not in FLOATS:
         raise TypeError(
@@ -259,14 +297,16 @@ def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None
     return read_only(np.asarray(array, dtype, order="C"))
 
 
-def check_tokens(name: str, array: Any, shape: tuple[int | None, ...], words: str, count: int) -> np.ndarray:
+def check_tokens(
+    name: str, array: Any, shape: tuple[int | None, ...], words: str, count: int | None = None
+) -> np.ndarray:
     """`array` as a read-only C-contiguous int64 array of `shape` with values in [0, count), or a clear error."""
     array = np.asarray(array)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected integer tokens, got {array.dtype}")
     if not _fits(array, shape):
         raise ValueError(f"{name}: expected {words}, got {array.shape}")
-    if array.size and (array.min() < 0 or array.max() >= count):
+    if count is not None and array.size and (array.min() < 0 or array.max() >= count):
         raise ValueError(f"{name}: expected tokens in [0, {count}), got {array.min()} to {array.max()}")
     return read_only(np.asarray(array, np.int64, order="C"))
 

@@ -26,6 +26,7 @@ from nbrnn.cells import (
 )
 from nbrnn.layers.module import check_letters, check_positive
 from nbrnn.layers.recurrent import Recurrent
+from nbrnn.layers.sequences import Sequences
 
 
 class LSTM(Recurrent):
@@ -137,8 +138,8 @@ class CTRNN(Recurrent):
         self.dt, self.integrator = check_positive("dt", dt), integrator
         super().__init__(self.CELLS[integrator], input_size, hidden_size, *args, given={"dt": self.dt}, **options)
 
-    def _check_given(self, given: Mapping[str, Any], T: int, B: int, single: bool) -> dict[str, np.ndarray]:
-        found = super()._check_given(given, T, B, single)
+    def _check_given(self, given: Mapping[str, Any], form: Sequences) -> dict[str, np.ndarray]:
+        found = super()._check_given(given, form)
         if found["dt"].min(initial=0.0) < 0:
             raise ValueError(f"dt: expected lengths of time steps, got {found['dt'].min()}")
         return found

@@ -1,22 +1,24 @@
 """Recurrent layers of any cell: stacked, in one or two directions, forward and back.
 
-`Recurrent` checks everything at its edge, undoes `batch_first` and the missing batch dimension there, and hands
-time-major arrays to its `Direction`s, one for each layer and direction. The layers in `named` give it their cell.
+`Recurrent` checks everything at its edge, where `Sequences` undoes the caller's form, and hands arrays without padding
+to its `Direction`s, one for each layer and direction. The layers in `named` give it their cell.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from nbrnn.cells.activation import check_activation, check_activations
 from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
+from nbrnn.data.ragged import Ragged
 from nbrnn.kernels import simd
-from nbrnn.layers.direction import Direction, Shape, Tape
+from nbrnn.layers.direction import Carry, Direction, Given, Shape, Tape
 from nbrnn.layers.dropout import draw_kept, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import (
@@ -32,6 +34,8 @@ from nbrnn.layers.module import (
     check_tokens,
     read_only,
 )
+from nbrnn.layers.sequences import Sequences, Steps
+from nbrnn.layers.streaming import RecurrentSession
 
 State = Any  # h, or the tuple of all states where the cell has several
 
@@ -80,6 +84,10 @@ class Recurrent(Module):
         (Y. Gal and Z. Ghahramani, 2016).
     learn_state : bool
         Whether the states to begin with are parameters, such as ``h_0_l0``, for calls that give no state.
+    recompute : int or bool
+        Steps after which training keeps the states, to compute what lies between once more in the backward pass: memory
+        grows with recompute + T / recompute instead of T, for a third more time. True takes the square root of T. The
+        gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two directions.
     given : mapping of str to float or None
         Numbers that the cell takes in every call where the call does not give them.
 
@@ -96,11 +104,16 @@ class Recurrent(Module):
 
     Notes
     -----
-    ``y, state_n = layer(x, state=None)`` and ``y, state_n, pullback = layer.vjp(x, state=None)``. x is (T, B, I) or
-    (T, I), of float32 or float64, or integer tokens (T, B) or (T,) in [0, I), which stand for one-hot rows. y is
-    (T, B, D P); what `vjp` returns is read-only, since the pullback needs it. A state is (num_layers D, B, H), h of a
-    projection (num_layers D, B, P), or a tuple of such arrays for cells with several; None is zeros.
-    What the cell takes beside x is given by name: a number, or an array (T,) or (T, B).
+    ``y, state_n = layer(x, state=None, lengths=None)`` and ``y, state_n, pullback = layer.vjp(x, state=None,
+    lengths=None)``. x is (T, B, I) or (T, I), of float32 or float64, or integer tokens (T, B) or (T,) in [0, I), which
+    stand for one-hot rows. y is (T, B, D P); what `vjp` returns is read-only, since the pullback needs it. A state is
+    (num_layers D, B, H), h of a projection (num_layers D, B, P), or a tuple of such arrays for cells with several; None
+    is zeros. What the cell takes beside x is given by name: a number, or an array (T,) or (T, B).
+
+    `lengths` (B,) are the steps of each row, in any order, from 0 to T: outputs behind a row's end are zero, its last
+    state is that of its last step, the second direction begins there, and padding is not even read. x may also be a
+    `Ragged`; then y is one, and so are dy and dx. Either way only real steps are computed, and a row's results are the
+    bits that it has alone.
     """
 
     def __init__(
@@ -126,6 +139,7 @@ class Recurrent(Module):
         input_dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         learn_state: bool = False,
+        recompute: int | bool = False,
         given: Mapping[str, float] | None = None,
     ):
         self.cell = cell
@@ -146,6 +160,7 @@ class Recurrent(Module):
         self.zoneout = self._check_zoneout(zoneout)
         self.input_dropout = check_fraction("input_dropout", input_dropout)
         self.recurrent_dropout = check_fraction("recurrent_dropout", recurrent_dropout)
+        self.recompute = recompute if isinstance(recompute, bool) else check_size("recompute", recompute)
         self.given = {name: check_number(name, value) for name, value in (given or {}).items()}
         self._check_options()
         self.rng = generator(seed)
@@ -188,6 +203,8 @@ class Recurrent(Module):
             raise ValueError(f"clip: expected None for {cell.name}, whose pre-activations go into no activation")
         if self.recurrent_dropout and not cell.feedback:
             raise ValueError(f"recurrent_dropout: {cell.name} has no recurrent product")
+        if self.recompute and self.bidirectional:
+            raise ValueError("recompute: expected False for two directions, which cannot be cut at one time step")
         if set(self.given) != set(cell.given):
             words = ", ".join(cell.given) or "nothing"
             raise ValueError(f"given: expected {words} for {cell.name}, got {', '.join(self.given) or 'nothing'}")
@@ -245,7 +262,15 @@ class Recurrent(Module):
 
     def config(self) -> dict[str, Any]:
         names = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "init")
-        names += ("proj_size", "unit_forget_bias", "clip", "input_dropout", "recurrent_dropout", "learn_state")
+        names += (
+            "proj_size",
+            "unit_forget_bias",
+            "clip",
+            "input_dropout",
+            "recurrent_dropout",
+            "learn_state",
+            "recompute",
+        )
         config = {name: getattr(self, name) for name in names} | {"zoneout": list(self.zoneout)}
         acts = [[act.name, act.alpha, act.beta] for act in (*self.activations, self.projection)]
         return config | {"activations": acts[:-1], "projection": acts[-1], "dtype": self.dtype.name}
@@ -255,27 +280,27 @@ class Recurrent(Module):
 
     # -------------------------------------------------------------- the edge
 
-    def _check(self, x: Any, state: State) -> tuple[np.ndarray, list[np.ndarray], bool]:
-        """Time-major x, all states as arrays (L D, B, .), and whether x is one unbatched sequence."""
-        x = np.asarray(x)
-        tokens = x.dtype.kind in "iu"
-        single = x.ndim == (1 if tokens else 2)
-        names = "T" if single else "B, T" if self.batch_first else "T, B"
-        free = (None,) * (1 if single else 2)
+    def _check(self, x: Any, state: State, lengths: Any, given: Mapping[str, Any]) -> _Call:
+        """Everything that a call is given, in the form that it has inside."""
+        values = np.asarray(x.values if isinstance(x, Ragged) else x)
+        tokens = values.dtype.kind in "iu"
+        ragged, single = isinstance(x, Ragged), values.ndim == (1 if tokens else 2)
+        names = "N" if ragged else "T" if single else "B, T" if self.batch_first else "T, B"
+        free = (None,) * (1 if single or ragged else 2)
         if tokens:
-            x = check_tokens("x", x, free, f"({names},)" if single else f"({names})", self.input_size)
+            check_tokens("x", values, free, f"({names},)" if len(free) == 1 else f"({names})")
         else:
-            x = check_floats("x", x, self.dtype, (*free, self.input_size), f"({names}, {self.input_size})")
-        if single:
-            x = x[:, None]
-        elif self.batch_first:
-            x = x.swapaxes(0, 1)
-        B = x.shape[1]
+            shape = (*free, self.input_size)
+            values = check_floats("x", values, self.dtype, shape, f"({names}, {self.input_size})")
+        form = Sequences(x.with_values(values) if ragged else values, lengths, self.batch_first, tokens)
+        values = form.into(values)
+        if tokens:
+            values = check_tokens("x", values, (None,), "(N,)", self.input_size)
         if state is None and self.learn_state:
-            states = self._learnt_states(B)
+            states = self._learnt_states(form.steps.B)
         else:
-            states = self._check_states("state", state, B, single)
-        return read_only(np.ascontiguousarray(x)), states, single
+            states = self._check_states("state", state, form)
+        return _Call(form, values, states, self._check_given(given, form))
 
     def _learnt_states(self, B: int) -> list[np.ndarray]:
         arrays = []
@@ -284,9 +309,9 @@ class Recurrent(Module):
             arrays.append(np.ascontiguousarray(np.stack(rows)))
         return arrays
 
-    def _check_states(self, name: str, state: State, B: int, single: bool) -> list[np.ndarray]:
-        """All states as arrays (L D, B, .), zeros for None."""
-        rows, states, sizes = self.num_layers * self.directions, self.cell.states, self._sizes()
+    def _check_states(self, name: str, state: State, form: Sequences) -> list[np.ndarray]:
+        """All states as arrays (L D, B, .) in the order of the rows inside, zeros for None."""
+        rows, B, states, sizes = self.num_layers * self.directions, form.steps.B, self.cell.states, self._sizes()
         if state is None:
             return [np.zeros((rows, B, size), self.dtype) for size in sizes]
         if len(states) == 1:
@@ -295,133 +320,144 @@ class Recurrent(Module):
             raise TypeError(f"{name}: expected a tuple ({', '.join(states)}), got {type(state).__name__}")
         arrays = []
         for array, letter, size in zip(state, states, sizes):
-            shape = (rows, size) if single else (rows, B, size)
+            shape = (rows, size) if form.single else (rows, B, size)
             words = f"{name} {letter}" if len(states) > 1 else name
             array = check_floats(words, array, self.dtype, shape, str(shape))
-            arrays.append(array.reshape(rows, B, size))
+            arrays.append(form.sort(array.reshape(rows, B, size)))
         return arrays
 
-    def _check_given(self, given: Mapping[str, Any], T: int, B: int, single: bool) -> dict[str, np.ndarray]:
-        """What the cell takes beside x: an array [T or 1, B or 1, 1] by name."""
+    def _check_given(self, given: Mapping[str, Any], form: Sequences) -> dict[str, np.ndarray]:
+        """What the cell takes beside x: an array [N] or [1] by name."""
         for name in given:
             if name not in self.cell.given:
                 words = ", ".join(self.cell.given) or "nothing beside x and state"
                 raise TypeError(f"{name}: unknown; {self.cell.name} takes {words}")
         found = {}
         for name in self.cell.given:
-            array = np.asarray(given.get(name, self.given[name]))
-            if array.dtype.kind not in "fiu" or not np.isfinite(array).all():
+            value = given.get(name, self.given[name])
+            if isinstance(value, Ragged):
+                if form.ragged is None:
+                    raise TypeError(f"{name}: expected a number or an array, got a Ragged")
+                value = form.ragged.values_of(name, value)
+            array = np.asarray(value)
+            if array.dtype.kind not in "fiu":
                 raise TypeError(f"{name}: expected finite numbers, got {array.dtype} {array!r}")
-            if array.ndim == 2 and self.batch_first and not single:
-                array = array.T
-            if array.ndim == 2 and array.shape == (T, B) and not single:
-                found[name] = array[:, :, None]
-            elif array.shape in ((), (T,)):
-                found[name] = array.reshape(-1, 1, 1)
+            if array.ndim == 0:
+                array = array.reshape(1)
+            elif array.shape == form.outer:
+                array = form.into(array)
+            elif array.ndim == 1 and form.ragged is None and len(array) == form.outer[int(form.batch_first)]:
+                array = array[form.steps.time]
             else:
-                names = "B, T" if self.batch_first else "T, B"
-                raise ValueError(f"{name}: expected a number, ({T},) or ({names}), got shape {np.shape(array)}")
+                one = form.outer[int(form.batch_first) if form.ragged is None else 0]
+                names = "N," if form.ragged is not None else "B, T" if self.batch_first else "T, B"
+                raise ValueError(f"{name}: expected a number, ({one},) or ({names}), got shape {np.shape(array)}")
+            if not np.isfinite(array).all():
+                raise TypeError(f"{name}: expected finite numbers, got {array!r}")
+            found[name] = array
         return found
 
-    def _outer_state(self, states: list[np.ndarray], single: bool) -> State:
+    def _outer_state(self, states: list[np.ndarray], form: Sequences) -> State:
         """States as the caller knows them."""
-        if single:
-            states = [array[:, 0] for array in states]
+        states = [form.unsort(array) for array in states]
         return states[0] if len(states) == 1 else tuple(states)
-
-    def _outer(self, y: np.ndarray, single: bool) -> np.ndarray:
-        """An output as the caller knows it."""
-        if single:
-            return y[:, 0]
-        return y.swapaxes(0, 1) if self.batch_first else y
 
     # -------------------------------------------------------------- the three calls
 
-    def __call__(self, x: np.ndarray, state: State = None, **given: Any) -> tuple[np.ndarray, State]:
+    def __call__(
+        self, x: np.ndarray | Ragged, state: State = None, lengths: Any = None, **given: Any
+    ) -> tuple[np.ndarray | Ragged, State]:
         """Outputs and last state; keeps nothing. See the notes of the class."""
-        x, states, single = self._check(x, state)
-        beside = self._check_given(given, *x.shape[:2], single)
-        last = [np.empty_like(array) for array in states]
-        for layer in range(self.num_layers):
-            x, _ = self._forward_layer(layer, x, states, last, beside, keep=False)
-        return self._outer(x, single), self._outer_state(last, single)
+        form, x, first, beside = self._check(x, state, lengths, given)
+        last = [np.empty_like(array) for array in first]
+        run = _Run(form.steps, beside, self.rng, train=False, keep=False)
+        states = self._first(first, run)
+        y, _, _ = self._forward(x, states, run)
+        self._cells_states(states, last)
+        return form.outputs(y), self._outer_state(last, form)
 
-    def vjp(self, x: np.ndarray, state: State = None, **given: Any) -> tuple[np.ndarray, State, Pullback]:
+    def vjp(
+        self, x: np.ndarray | Ragged, state: State = None, lengths: Any = None, **given: Any
+    ) -> tuple[np.ndarray | Ragged, State, Pullback]:
         """Outputs, last state, and the function that takes gradients back. See the notes of the class."""
         learnt = state is None and self.learn_state
-        x, states, single = self._check(x, state)
-        beside = self._check_given(given, *x.shape[:2], single)
-        last = [np.empty_like(array) for array in states]
-        tapes, masks = [], []
-        for layer in range(self.num_layers):
-            mask = self._draw_mask(layer, x)
-            masks.append(mask)
-            if mask is not None:
-                x = read_only(x * mask)
-            x, kept = self._forward_layer(layer, x, states, last, beside, keep=True)
-            tapes += kept
-        pullback = _once(lambda *args, **options: self._pullback(tapes, masks, single, learnt, *args, **options))
-        return self._outer(x, single), self._outer_state(last, single), pullback
-
-    def _draw_mask(self, layer: int, x: np.ndarray) -> np.ndarray | None:
-        """What a layer's input is multiplied with in training: dropout between layers, variational dropout, or both."""
-        if not (self.input_dropout or (self.dropout and layer)):
-            return None
-        mask = None
-        if self.input_dropout and x.ndim == 2:
-            raise ValueError("input_dropout: expected floats as x, got tokens; put an Embedding and a Dropout in front")
-        with self._lock:
-            if self.dropout and layer:
-                mask = draw_mask(self.rng, x.shape, self.dropout, self.dtype)
-            if self.input_dropout:
-                same = draw_mask(self.rng, (1, *x.shape[1:]), self.input_dropout, self.dtype)
-                mask = same if mask is None else mask * same
-        return mask
+        form, x, first, beside = self._check(x, state, lengths, given)
+        last = [np.empty_like(array) for array in first]
+        run = _Run(form.steps, beside, self.rng, train=True, keep=not self.recompute)
+        if self.recompute:
+            y, pieces = self._forward_pieces(x, first, last, run)
+            y = form.out(y)
+        else:
+            states = self._first(first, run)
+            begun = list(states)
+            y, tapes, masks = self._forward(x, states, run)
+            self._cells_states(states, last)
+            pieces = [lambda: (tapes, masks, begun)]
+            y = form.outputs(y)
+        call = _once(lambda *args, **options: self._pullback(form, pieces, learnt, *args, **options))
+        return y, self._outer_state(last, form), call
 
     def _pullback(
         self,
-        tapes: list[Tape],
-        masks: list[np.ndarray | None],
-        single: bool,
+        form: Sequences,
+        pieces: list[Callable],
         learnt: bool,
-        dy: np.ndarray,
+        dy: np.ndarray | Ragged,
         dstate_n: State = None,
         *,
         out: Parameters | None = None,
-    ) -> tuple[np.ndarray | None, State, Parameters]:
-        """See `nbrnn.layers.module.Pullback`."""
-        T, B = tapes[0].x.shape[:2]
-        dy = self._check_dy(dy, T, B, single)
-        dlast = self._check_states("dstate_n", dstate_n, B, single)
-        dfirst = [np.empty_like(array) for array in dlast]
+    ) -> tuple[np.ndarray | Ragged | None, State, Parameters]:
+        """See `nbrnn.layers.module.Pullback`. pieces: for each piece of time its tapes, masks and first states."""
+        dy = self._check_dy(dy, form)
+        dlast = self._check_states("dstate_n", dstate_n, form)
         grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
-        for layer in range(self.num_layers - 1, -1, -1):
-            dx = None
-            for row in self._rows(layer):
-                dend, dstart = [array[row] for array in dlast], [array[row] for array in dfirst]
-                share = self._parts[row].backward(self.params, grads, tapes[row], dy, dend, dstart)
-                dx = share if dx is None else dx + share
-            if dx is not None and masks[layer] is not None:
-                dx = dx * masks[layer]
-            if layer:
-                dy = read_only(dx)
+        carries = [part.carry([array[row] for array in dlast]) for row, part in enumerate(self._parts)]
+        shares, stop = [], form.steps.N
+        for n in range(len(pieces) - 1, -1, -1):
+            tapes, masks, states = pieces[n]()
+            start = stop - tapes[0].steps.N
+            shares.append(self._backward(tapes, masks, dy[start:stop], carries, grads, add=n < len(pieces) - 1))
+            stop = start
+        dfirst = [np.empty_like(array) for array in dlast]
+        for row, part in enumerate(self._parts):
+            found = part.finish(self.params, grads, states[row], tapes[row].given, carries[row])
+            for array, one in zip(dfirst, found):
+                array[row] = one
         if self.learn_state:
             for row, (end, _) in enumerate(self._ends()):
                 for state, array in zip(self.cell.states, dfirst):
                     grads[f"{state}_0{end}"][...] = array[row].sum(axis=0) if learnt else 0.0
-        dx = None if dx is None else self._outer(dx, single)
-        return dx, self._outer_state(dfirst, single), grads
+        dx = None
+        if shares[0] is not None:
+            dx = form.out(shares[0] if len(shares) == 1 else np.concatenate(shares[::-1]))
+        return dx, self._outer_state(dfirst, form), grads
 
-    def _check_dy(self, dy: Any, T: int, B: int, single: bool) -> np.ndarray:
-        shape = (T, B, self.output_size)
-        if single:
-            shape = (T, self.output_size)
-        elif self.batch_first:
-            shape = (B, T, self.output_size)
-        dy = check_floats("dy", dy, self.dtype, shape, str(shape))
-        if self.batch_first and not single:
-            dy = dy.swapaxes(0, 1)
-        return read_only(np.ascontiguousarray(dy).reshape(T, B, self.output_size))
+    def _check_dy(self, dy: Any, form: Sequences) -> np.ndarray:
+        if form.ragged is not None:
+            dy = form.ragged.values_of("dy", dy)
+        shape = (*form.outer, self.output_size)
+        return form.into(check_floats("dy", dy, self.dtype, shape, str(shape)))
+
+    def stream(self, batch_size: int = 1) -> RecurrentSession:
+        """A session that takes one time step at a time, of so many rows; see `nbrnn.layers.streaming`.
+
+        Raises
+        ------
+        ValueError
+            The layer has two directions, of which one begins at the end.
+        """
+        if self.bidirectional:
+            raise ValueError("stream: expected a layer of one direction, got bidirectional=True, which needs the end")
+        return RecurrentSession(self, batch_size)
+
+    def _form(self, B: int) -> Sequences:
+        """The form of one time step of B rows."""
+        return Sequences(np.empty((1, B)), None, False, True)
+
+    def _given_at_inference(self, B: int) -> list[Given]:
+        """What the equations of each layer take beside x in one time step of B rows."""
+        form = self._form(B)
+        return self._given_of(_Run(form.steps, self._check_given({}, form), self.rng, train=False, keep=False))
 
     def explain(self, T: int, B: int) -> str:
         """Which kernels and schedules a call with T steps of B rows would take, and why."""
@@ -432,49 +468,175 @@ class Recurrent(Module):
                 lines.append(f"{end[1:]} {way}: {plan.kind}, {plan.shards} thread(s){block}: {plan.reason}")
         return "\n".join(lines)
 
-    # -------------------------------------------------------------- a layer
+    # -------------------------------------------------------------- all layers
+
+    def _first(self, first: list[np.ndarray], run: _Run) -> list[list[np.ndarray]]:
+        """For every layer and direction the states of its scan, from those of the cell; draws its masks."""
+        given = self._given_of(run)
+        return [
+            part.first(self.params, [array[row] for array in first], given[row])
+            for row, part in enumerate(self._parts_of(run))
+        ]
+
+    def _parts_of(self, run: _Run) -> list[Direction]:
+        return self._parts if run.train else self._plain_parts
+
+    def _given_of(self, run: _Run) -> list[Given]:
+        """For every layer and direction what its equations take beside x, drawn when it is first asked for."""
+        if run.given is None:
+            run.given = [self._draw_given(row, part, run) for row, part in enumerate(self._parts_of(run))]
+        return run.given
+
+    def _cells_states(self, states: list[list[np.ndarray]], last: list[np.ndarray]) -> None:
+        """Into `last` what the states of the scans say of the cell's."""
+        for row, found in enumerate(states):
+            for out, array in zip(last, found[len(found) - len(last) :]):
+                out[row] = array
+
+    def _forward(
+        self, x: np.ndarray, states: list[list[np.ndarray]], run: _Run
+    ) -> tuple[np.ndarray, list[Tape], list[np.ndarray | None]]:
+        """The slots of the last layer's output, and what backward needs. Replaces the first `states` by the last."""
+        tapes, masks, steps = [], [], run.steps
+        self._given_of(run)
+        for layer in range(self.num_layers):
+            mask = self._draw_mask(layer, x, run) if run.train else None
+            masks.append(mask)
+            if mask is not None:
+                x = read_only(x * mask)
+            y = self._forward_layer(layer, x, states, run, tapes)
+            if layer < self.num_layers - 1:
+                x = steps.outputs(y)
+        return y, tapes, masks
 
     def _forward_layer(
-        self,
-        layer: int,
-        x: np.ndarray,
-        states: list[np.ndarray],
-        last: list[np.ndarray],
-        beside: dict[str, np.ndarray],
-        keep: bool,
-    ) -> tuple[np.ndarray, list[Tape]]:
-        """The output [T, B, D P] of one layer, read-only, and the tapes of its directions."""
-        y = np.empty((len(x) + 2, x.shape[1], self.output_size), self.dtype)
-        parts, tapes = self._parts if keep else self._plain_parts, []
-        for row in self._rows(layer):
-            first, end = [array[row] for array in states], [array[row] for array in last]
-            given = self._draw_given(parts[row], beside, *x.shape[:2], keep)
-            tapes.append(parts[row].forward(self.params, x, y, first, end, given, keep))
-        if self.recurrent_dropout and keep:
+        self, layer: int, x: np.ndarray, states: list[list[np.ndarray]], run: _Run, tapes: list[Tape]
+    ) -> np.ndarray:
+        """The slots of one layer's output, read-only."""
+        y = np.empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
+        parts, rows = self._parts_of(run), self._rows(layer)
+        for row in rows:
+            tape, states[row] = parts[row].forward(self.params, run.steps, x, y, states[row], run.given[row], run.keep)
+            tapes.append(tape)
+        if self.recurrent_dropout and run.train:
             # y is what was fed back; the output is the first state behind it
-            outputs = [tape.inner[0, 1:-1] for tape in tapes]
-            return read_only(np.concatenate(outputs, axis=2)), tapes
-        return read_only(y[1:-1]), tapes
+            return read_only(np.concatenate([tapes[row].inner[0] for row in rows], axis=1))
+        return read_only(y)
 
-    def _draw_given(self, part: Direction, beside: dict[str, np.ndarray], T: int, B: int, train: bool) -> np.ndarray:
-        """The numbers that a cell's equations take beside x, [., T or 1, B, H]."""
-        names, H = part.program.given, self.hidden_size
+    def _forward_pieces(
+        self, x: np.ndarray, first: list[np.ndarray], last: list[np.ndarray], run: _Run
+    ) -> tuple[np.ndarray, list[Callable]]:
+        """Outputs [N, .], and for each piece of time a function that runs it again and keeps what backward needs."""
+        steps, pieces, seed = run.steps, [], 0
+        if self.dropout or self.input_dropout or any(self.zoneout):
+            with self._lock:
+                seed = int(run.rng.integers(2**63))
+        length = max(1, math.isqrt(steps.T) if self.recompute is True else self.recompute)
+        out, states = np.empty((steps.N, self.output_size), self.dtype), None
+        for n, t0 in enumerate(range(0, max(1, steps.T), length)):
+            t1 = min(t0 + length, steps.T)
+            here, piece = slice(int(steps.starts[t0]), int(steps.starts[t1])), run.piece(n, t0, t1, seed)
+            piece.keep = self.recurrent_dropout > 0  # whose output is not what is fed back, but kept behind it
+            states = self._first(first, piece) if states is None else states
+            begin = [[array.copy() for array in arrays] for arrays in states]
+            out[here] = piece.steps.outputs(self._forward(x[here], states, piece)[0])
+
+            def again(n=n, t0=t0, t1=t1, here=here, begin=begin):
+                piece = run.piece(n, t0, t1, seed)
+                piece.keep = True
+                return *self._forward(x[here], list(begin), piece)[1:], begin
+
+            pieces.append(again)
+        self._cells_states(states, last)
+        return read_only(out), pieces
+
+    def _backward(
+        self, tapes: list[Tape], masks: list, dy: np.ndarray, carries: list[Carry], grads: Parameters, add: bool
+    ) -> np.ndarray | None:
+        """Through all layers, from the last to the first: dx [N, .], None for tokens."""
+        for layer in range(self.num_layers - 1, -1, -1):
+            dx = None
+            for row in self._rows(layer):
+                share = self._parts[row].backward(self.params, grads, tapes[row], dy, carries[row], add)
+                dx = share if dx is None else dx + share
+            if dx is not None and masks[layer] is not None:
+                dx = dx * masks[layer]
+            dy = dx if dx is None else read_only(dx)
+        return dx
+
+    # -------------------------------------------------------------- what training draws
+
+    def _draw_mask(self, layer: int, x: np.ndarray, run: _Run) -> np.ndarray | None:
+        """What a layer's input is multiplied with in training: dropout between layers, variational dropout, or both."""
+        if not (self.input_dropout or (self.dropout and layer)):
+            return None
+        mask = None
+        if self.input_dropout and x.ndim == 1:
+            raise ValueError("input_dropout: expected floats as x, got tokens; put an Embedding and a Dropout in front")
+        with self._lock:
+            if self.dropout and layer:
+                mask = draw_mask(run.rng, x.shape, self.dropout, self.dtype)
+            if self.input_dropout:
+                if layer not in run.same:
+                    shape = run.steps.B, x.shape[1]
+                    run.same[layer] = draw_mask(run.steady, shape, self.input_dropout, self.dtype)
+                same = run.same[layer][run.steps.row]
+                mask = same if mask is None else mask * same
+        return mask
+
+    def _draw_given(self, row: int, part: Direction, run: _Run) -> Given:
+        """The numbers that a cell's equations take beside x."""
+        names, H, beside, (N, B) = part.program.given, self.hidden_size, run.beside, (run.steps.N, run.steps.B)
         if not names:
-            return np.empty((0, 1, B, H), self.dtype)
-        masked = train and any(self.zoneout)
-        long = masked or any(len(array) > 1 for array in beside.values())
-        given = np.empty((len(names), max(T, 1) if long else 1, B, H), self.dtype)
+            return Given(np.empty((0, B, H), self.dtype), False)
+        masked = run.train and any(self.zoneout)
+        by_step = masked or any(len(array) != 1 for array in beside.values())
+        given, mask = np.empty((len(names), N if by_step else B, H), self.dtype), None
         zoneout = {f"zoneout {state}": p for state, p in zip(self.cell.states, self.zoneout)}
         for out, name in zip(given, names):
             if name in beside:
-                out[...] = beside[name] if T else 0.0
+                out[...] = beside[name][:, None]
             elif name in zoneout:
                 with self._lock:
-                    out[...] = draw_kept(self.rng, out.shape, zoneout[name]) if train else 1 - zoneout[name]
+                    out[...] = draw_kept(run.rng, out.shape, zoneout[name]) if run.train else 1 - zoneout[name]
             else:
-                with self._lock:
-                    out[...] = draw_mask(self.rng, (B, H), self.recurrent_dropout, self.dtype)
-        return given
+                if ("h", row) not in run.same:
+                    with self._lock:
+                        mask = draw_mask(run.steady, (B, H), self.recurrent_dropout, self.dtype)
+                    run.same["h", row] = mask
+                mask = run.same["h", row]
+                out[...] = mask[run.steps.row] if by_step else mask
+        return Given(given, by_step, mask)
+
+
+class _Call(NamedTuple):
+    """What a call is given, in the form that it has inside."""
+
+    form: Sequences
+    x: np.ndarray
+    states: list[np.ndarray]
+    beside: dict[str, np.ndarray]
+
+
+class _Run:
+    """One way through some time steps of all layers, and what it draws.
+
+    rng is for masks that differ by time step, steady for those that are the same for all steps, which `same` holds.
+    """
+
+    def __init__(self, steps: Steps, beside: dict[str, np.ndarray], rng: np.random.Generator, train: bool, keep: bool):
+        self.steps, self.beside, self.train, self.keep = steps, beside, train, keep
+        self.rng = self.steady = rng
+        self.same: dict[Any, np.ndarray] = {}
+        self.given: list[Given] | None = None
+
+    def piece(self, n: int, t0: int, t1: int, seed: int) -> _Run:
+        """The n-th piece of it, from time step t0 to t1, which draws the same whenever it is made."""
+        lo, hi = self.steps.starts[t0], self.steps.starts[t1]
+        beside = {name: array if len(array) == 1 else array[lo:hi] for name, array in self.beside.items()}
+        piece = _Run(self.steps.piece(t0, t1), beside, np.random.default_rng([seed, n]), self.train, self.keep)
+        piece.steady, piece.same = self.steady, self.same
+        return piece
 
 
 def _once(function: Callable) -> Pullback:

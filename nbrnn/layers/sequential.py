@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from nbrnn.layers.module import Module, Parameters, Pullback
+from nbrnn.data.ragged import Ragged
+from nbrnn.layers.module import Module, Parameters, Pointwise, Pullback, check_floats
+from nbrnn.layers.streaming import Chain, Session, Unchanging
 
 
 class Sequential(Module):
@@ -33,7 +35,7 @@ class Sequential(Module):
     Notes
     -----
     The state is a tuple with an entry for each module, None for those without memory; as an argument, None stands for
-    a first state of zeros everywhere.
+    a first state of zeros everywhere. x may be a `Ragged`; with `lengths` (B,), a padded batch becomes one on its way.
     """
 
     def __init__(self, *modules: Module):
@@ -67,29 +69,57 @@ class Sequential(Module):
             raise ValueError(f"{name}: expected a tuple of {len(self.modules)} entries, one for each module, got {got}")
         return tuple(state)
 
-    def __call__(self, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, tuple]:
-        last = []
+    def __call__(
+        self, x: np.ndarray | Ragged, state: Any = None, lengths: Any = None
+    ) -> tuple[np.ndarray | Ragged, tuple]:
+        padding, last = _Padding(x, lengths, self.batch_first), []
+        x = padding.strip(x)
         for module, given in zip(self.modules, self._states("state", state)):
             x, after = module(x, given)
             last.append(after)
-        return x, tuple(last)
+        return padding.restore(x), tuple(last)
 
-    def vjp(self, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, tuple, Pullback]:
-        last, pullbacks = [], []
+    def vjp(
+        self, x: np.ndarray | Ragged, state: Any = None, lengths: Any = None
+    ) -> tuple[np.ndarray | Ragged, tuple, Pullback]:
+        padding, last, pullbacks = _Padding(x, lengths, self.batch_first), [], []
+        x = padding.strip(x)
         for module, given in zip(self.modules, self._states("state", state)):
             x, after, pullback = module.vjp(x, given)
             last.append(after)
             pullbacks.append(pullback)
+        y = padding.restore(x)
 
         def pullback(dy, dstate_n=None, *, out=None):
             grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
             parts, dlast = self._parts(grads), self._states("dstate_n", dstate_n)
             dfirst = [None] * len(pullbacks)
+            dy = padding.strip(check_floats("dy", dy, self.dtype, y.shape, str(y.shape))) if y is not x else dy
             for n in range(len(pullbacks) - 1, -1, -1):
                 dy, dfirst[n], _ = pullbacks[n](dy, dlast[n], out=parts[n])
-            return dy, tuple(dfirst), grads
+            return padding.restore(dy), tuple(dfirst), grads
 
-        return x, tuple(last), pullback
+        return y, tuple(last), pullback
+
+    @property
+    def batch_first(self) -> bool:
+        """Whether one of the modules takes (B, T, .)."""
+        return any(getattr(module, "batch_first", False) for module in self.modules)
+
+    def stream(self, batch_size: int = 1) -> Session:
+        """A session that takes one time step at a time, of so many rows; see `nbrnn.layers.streaming`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            A module needs the whole sequence.
+        """
+        pointwise = [isinstance(module, Pointwise) for module in self.modules]
+        sessions = [
+            Unchanging(module, batch_size) if alone else module.stream(batch_size)
+            for module, alone in zip(self.modules, pointwise)
+        ]
+        return Chain(self, batch_size, sessions)
 
     def config(self) -> dict[str, Any]:
         return {"modules": [[type(module).__name__, module.config()] for module in self.modules]}
@@ -108,3 +138,24 @@ class Sequential(Module):
 
     def __iter__(self) -> Iterator[Module]:
         return iter(self.modules)
+
+
+class _Padding:
+    """The padding of a batch with lengths, which goes through the modules as a Ragged; nothing for another x.
+
+    Modules without memory know no lengths: they would bring a NaN of the padding into the gradients.
+    """
+
+    def __init__(self, x: Any, lengths: Any, batch_first: bool):
+        self.lengths, self.batch_first = lengths, batch_first
+        if lengths is not None and isinstance(x, Ragged):
+            raise ValueError("lengths: expected None beside a Ragged, which has its own")
+        self.steps = np.shape(x)[int(batch_first)] if lengths is not None and np.ndim(x) > 1 else 0
+
+    def strip(self, x: Any) -> Any:
+        return x if self.lengths is None else Ragged.from_padded(x, self.lengths, self.batch_first)
+
+    def restore(self, y: Any) -> Any:
+        if self.lengths is None or not isinstance(y, Ragged):
+            return y
+        return y.to_padded(self.batch_first, steps=self.steps)[0]
