@@ -1,11 +1,15 @@
 """Losses: ``value, dy = loss(y, target)``, the mean over what counts and its gradient with respect to y.
 
-    CrossEntropy     mean of log(sum_j exp(y_j)) - y_target        dy = (softmax(y) - one_hot(target)) / count
-    MSE              mean of (y - target)^2                        dy = 2 (y - target) / count
-    MAE              mean of |y - target|                          dy = sign(y - target) / count
-    BCEWithLogits    mean of log(1 + exp(y)) - y target            dy = (sigmoid(y) - target) / count
+    CrossEntropy     mean of log(sum_j exp(y_j)) - y_target        dy = (softmax(y) - one_hot(target)) w
+    MSE              mean of (y - target)^2                        dy = 2 (y - target) w
+    MAE              mean of |y - target|                          dy = sign(y - target) w
+    BCEWithLogits    mean of log(1 + exp(y)) - y target            dy = (sigmoid(y) - target) w
 
-`dy` has the shape and dtype of `y`; values are accumulated in float64, in an order that does not depend on the number
+w is a step's weight in the mean, which `per` chooses: over all steps alike, over sequences (the mean of each sequence's
+own mean), or over the last step of each sequence only. Sequences are `Ragged`, or padded with `lengths`; padding does
+not count.
+
+`dy` has the form and dtype of `y`; values are accumulated in float64, in an order that does not depend on the number
 of threads. A NaN in `y` gives a NaN value. Where nothing counts (no elements, or every target ignored) the value is 0
 and so is dy.
 """
@@ -17,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from nbrnn.data.ragged import Ragged
 from nbrnn.kernels.activations import exp
 from nbrnn.kernels.jit import compiled, jitable, run, sharded
 from nbrnn.kernels.simd import fill_behind, lane_max, lane_sum, lanes_of, load, pointer, shift, store, where_less
@@ -26,15 +31,121 @@ from nbrnn.training.config import Configured, build
 SHARD = 1 << 16  # logits that are worth a thread
 
 
-class Loss(Configured):
-    """Base of the losses."""
+PER = ("step", "sequence", "last")
+Series = np.ndarray | Ragged
 
-    def __call__(self, y: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
+
+class Loss(Configured):
+    """Base of the losses.
+
+    Parameters
+    ----------
+    per : {"step", "sequence", "last"}, optional
+        What the mean is taken over: all steps alike; sequences, of each of which it is the mean of its steps; or the
+        last steps of sequences, of which the target then has one each, (B, ...).
+    batch_first : bool, optional
+        Whether padded sequences are (B, T, ...) instead of (T, B, ...).
+    """
+
+    arguments = ("per", "batch_first")
+
+    def __init__(self, per: str = "step", batch_first: bool = False):
+        if per not in PER:
+            raise ValueError(f"per: expected one of {', '.join(PER)}, got {per!r}")
+        self.per, self.batch_first = per, bool(batch_first)
+
+    def __call__(self, y: Series, target: Series, lengths: Any = None) -> tuple[float, Series]:
+        """The loss and its gradient.
+
+        Parameters
+        ----------
+        y : ndarray or Ragged of float32 or float64
+            What the model says: (T, B, ...) of sequences, or of any shape where `per` is "step".
+        target : ndarray or Ragged
+            What it should say, see the class; of the form of `y`, or with `per` "last" (B, ...).
+        lengths : array_like of int, (B,), optional
+            The steps of each row of padded sequences.
+
+        Returns
+        -------
+        value : float
+        dy : ndarray or Ragged
+            Its gradient, like `y`, zeros in the padding.
+
+        Raises
+        ------
+        TypeError, ValueError
+            `y`, `target` or `lengths` is of the wrong kind, or they do not fit each other.
+        """
+        if not isinstance(y, Ragged):
+            y = _check_output(y)
+            if lengths is None and self.per == "step":
+                return self._mean(y, target, None)
+            return self._padded(y, target, lengths)
+        if lengths is not None:
+            raise ValueError("lengths: expected None beside a Ragged, which has its own")
+        values = _check_output(y.values)
+        if self.per == "last":
+            there = y.lengths > 0
+            rows = y.offsets[1:][there] - 1
+            value, found = self._mean(values[rows], _of_sequences(target, there), None)
+            dy = np.zeros_like(values)
+            dy[rows] = found
+        else:
+            target = y.values_of("target", target)
+            value, dy = self._mean(values, target, None if self.per == "step" else self._weights(y, target))
+        return value, y.with_values(dy)
+
+    def _padded(self, y: np.ndarray, target: Any, lengths: Any) -> tuple[float, np.ndarray]:
+        """Of sequences in one array, which are taken out of their padding."""
+        if y.ndim < 2:
+            raise ValueError(f"y: expected {'(B, T, ...)' if self.batch_first else '(T, B, ...)'}, got {y.shape}")
+        T, B = y.shape[1::-1] if self.batch_first else y.shape[:2]
+        lengths = np.full(B, T) if lengths is None else lengths
+        if self.per != "last":
+            if np.shape(target)[:2] != y.shape[:2]:
+                raise ValueError(f"target: expected {y.shape[:2]} at the beginning, got {np.shape(target)}")
+            target = Ragged.from_padded(target, lengths, self.batch_first)
+        value, dy = self(Ragged.from_padded(y, lengths, self.batch_first), target)
+        return value, np.ascontiguousarray(dy.to_padded(self.batch_first, steps=T)[0])
+
+    def _weights(self, y: Ragged, target: np.ndarray) -> np.ndarray:
+        """The weight of an element in each step, for a mean over sequences of the means of their elements."""
+        counts = np.append(0, np.cumsum(self._counting(target)))[y.offsets]
+        each = np.diff(counts)
+        return np.repeat(1.0 / (np.maximum(each, 1) * max(np.count_nonzero(each), 1)), y.lengths)
+
+    def _counting(self, target: np.ndarray) -> np.ndarray:
+        """How many elements of each step count."""
+        return np.full(len(target), target[:1].size)
+
+    def _mean(self, y: np.ndarray, target: Any, weights: np.ndarray | None) -> tuple[float, np.ndarray]:
+        """The mean over all elements and its gradient; weights: of an element in each row, None: all alike."""
         raise NotImplementedError
 
-    def items(self, target: np.ndarray) -> int:
-        """How many elements of `target` the mean is taken over."""
+    def items(self, target: Series, lengths: Any = None) -> int:
+        """How many things of `target` the mean is taken over."""
+        if self.per != "step":
+            return len(target) if self.per == "last" or isinstance(target, Ragged) else self._sequences(target)
+        if isinstance(target, Ragged):
+            return self._count(target.values)
+        if lengths is not None:
+            return self._count(Ragged.from_padded(target, lengths, self.batch_first).values)
+        return self._count(target)
+
+    def _sequences(self, target: np.ndarray) -> int:
+        return np.shape(target)[0 if self.batch_first else 1]
+
+    def _count(self, target: np.ndarray) -> int:
         return np.size(target)
+
+
+def _of_sequences(target: Any, there: np.ndarray) -> np.ndarray:
+    """The targets of those sequences that have a step."""
+    if not isinstance(target, np.ndarray) or len(target) != len(there):
+        got = target.shape if isinstance(target, np.ndarray) else type(target).__name__
+        raise ValueError(f"target: expected an array ({len(there)}, ...), one for each sequence, got {got}")
+    return target[there]
 
 
 class CrossEntropy(Loss):
@@ -57,38 +168,15 @@ class CrossEntropy(Loss):
     4.0
     """
 
-    arguments = ("ignore_index",)
+    arguments = ("ignore_index", "per", "batch_first")
 
-    def __init__(self, ignore_index: int = -100):
+    def __init__(self, ignore_index: int = -100, per: str = "step", batch_first: bool = False):
+        super().__init__(per, batch_first)
         if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
             raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}")
         self.ignore_index = int(ignore_index)
 
-    def __call__(self, y: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-        """The loss and its gradient.
-
-        Parameters
-        ----------
-        y : ndarray of float32 or float64, shape (..., V)
-            Logits.
-        target : ndarray of int, shape (...)
-            Classes in [0, V), or `ignore_index`.
-
-        Returns
-        -------
-        value : float
-            The mean over the targets that are not ignored; 0.0 where all are.
-        dy : ndarray
-            Its gradient, like `y`.
-
-        Raises
-        ------
-        TypeError
-            `y` is not a floating-point array, or `target` not one of integers.
-        ValueError
-            `target` has another shape, or a class out of range.
-        """
-        y = _check_output(y)
+    def _mean(self, y, target, weights):
         if y.ndim == 0:
             raise ValueError("y: expected (..., V), got a single number")
         target = _check_classes(target, y.shape[:-1])
@@ -98,12 +186,16 @@ class CrossEntropy(Loss):
             expected = f"classes in [0, {V}) or {self.ignore_index} to be ignored"
             raise ValueError(f"target: expected {expected}, got {target[wrong]}")
         dy, losses = np.empty_like(y), np.empty(target.size)
-        scale = 1.0 / max(count, 1)
-        rows = y.reshape(-1, V), target, self.ignore_index, scale, dy.reshape(-1, V), losses
+        weights = np.array([1.0 / max(count, 1)]) if weights is None else weights
+        weights = np.repeat(weights, target.size // max(len(weights), 1))
+        rows = y.reshape(-1, V), target, self.ignore_index, weights, dy.reshape(-1, V), losses
         run(_cross_entropy, y.size // SHARD, *rows)
-        return float(losses.sum()) * scale, dy
+        return float(losses.sum()), dy
 
-    def items(self, target: np.ndarray) -> int:
+    def _counting(self, target: np.ndarray) -> np.ndarray:
+        return np.count_nonzero(np.asarray(target).reshape(len(target), -1) != self.ignore_index, axis=1)
+
+    def _count(self, target: np.ndarray) -> int:
         """How many elements of `target` are not ignored."""
         return int(np.count_nonzero(np.asarray(target) != self.ignore_index))
 
@@ -132,10 +224,10 @@ def _count(target, ignore_index, V):
 
 
 @sharded
-def _cross_entropy(s, shards, y, target, ignore_index, scale, dy, losses):
-    """dy = scale (softmax(y) - one_hot(target)) and the loss of each row; zeros where the target is ignored.
+def _cross_entropy(s, shards, y, target, ignore_index, weights, dy, losses):
+    """The weighted loss of each row, and dy = weight (softmax(y) - one_hot(target)); zeros where target is ignored.
 
-    y, dy: [N, V]; target: [N]; losses: [N] of float64.
+    y, dy: [N, V]; target: [N]; weights, losses: [N] of float64.
     """
     N, V = y.shape
     for n in range(N * s // shards, N * (s + 1) // shards):
@@ -146,9 +238,9 @@ def _cross_entropy(s, shards, y, target, ignore_index, scale, dy, losses):
         else:
             top = _largest(row, V)
             total = _exponentials(row, V, top, drow)
-            losses[n] = math.log(total) - (np.float64(y[n, target[n]]) - top)
-            _multiply(drow, V, scale / total)
-            dy[n, target[n]] -= scale
+            losses[n] = weights[n] * (math.log(total) - (np.float64(y[n, target[n]]) - top))
+            _multiply(drow, V, weights[n] / total)
+            dy[n, target[n]] -= weights[n]
 
 
 @jitable
@@ -182,35 +274,16 @@ def _multiply(row, V, factor):
 
 
 class _ByElement(Loss):
-    """A mean over all elements of y, with a target of y's shape."""
+    """A mean over all elements of y, with a target of y's shape, which is converted to the dtype of y."""
 
-    def __call__(self, y: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray]:
-        """The loss and its gradient.
-
-        Parameters
-        ----------
-        y, target : ndarray of float32 or float64, of one shape
-            What the model says, and what it should say; the target is converted to the dtype of `y`.
-
-        Returns
-        -------
-        value : float
-            The mean over all elements; 0.0 where there are none.
-        dy : ndarray
-            Its gradient, like `y`.
-
-        Raises
-        ------
-        TypeError
-            `y` or `target` is not a floating-point array.
-        ValueError
-            `target` has another shape, or values that make no sense.
-        """
-        y = _check_output(y)
+    def _mean(self, y, target, weights):
         target = check_floats("target", target, y.dtype, y.shape, str(y.shape)).reshape(y.shape)
         terms, slopes = self._terms(y, target)
-        count = max(y.size, 1)
-        return float(terms.sum(dtype=np.float64)) / count, slopes / count
+        if weights is None:
+            count = max(y.size, 1)
+            return float(terms.sum(dtype=np.float64)) / count, slopes / count
+        weights = weights.reshape(-1, *(1,) * (y.ndim - 1))
+        return float((terms * weights).sum(dtype=np.float64)), slopes * weights.astype(y.dtype)
 
     def _terms(self, y: np.ndarray, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The loss of each element and its derivative."""

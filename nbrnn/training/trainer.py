@@ -29,9 +29,10 @@ from nbrnn.training.checkpoint import CheckpointError, flatten, unflatten
 from nbrnn.training.clipping import clip_by_value, global_norm
 from nbrnn.training.config import check_number
 from nbrnn.training.history import History, Progress, monitored
+from nbrnn.training.truncation import Window, reset_rows
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
-Batches = Iterable[tuple[np.ndarray, np.ndarray]]
+Batches = Iterable[tuple]
 
 NO_BATCHES = "batches: expected at least one batch an epoch, got none (a generator can be iterated only once)"
 
@@ -57,6 +58,9 @@ class Trainer:
         The largest absolute value of a gradient's element; cut off before the norm is taken.
     schedule : Schedule, optional
         Sets the learning rate before every update; without one `optimizer.lr` is yours to set.
+    k2 : int, optional
+        Steps of history that gradients flow back through where batches continue each other (see
+        `nbrnn.training.truncation`), in whole batches; at least k1, the steps of a batch. None: those of the batch.
 
     Attributes
     ----------
@@ -87,6 +91,7 @@ class Trainer:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         schedule: schedules.Schedule | None = None,
+        k2: int | None = None,
     ):
         _check_kind("model", model, Module)
         _check_kind("optimizer", optimizer, optimizers.Optimizer)
@@ -95,26 +100,32 @@ class Trainer:
             raise TypeError(f"loss: expected a function of (y, target), got {loss!r}")
         self.model, self.loss, self.optimizer, self.schedule = model, loss, optimizer, schedule
         self.clip_norm, self.clip_value = _limit("clip_norm", clip_norm), _limit("clip_value", clip_value)
+        self.k2 = None if k2 is None else check_size("k2", k2)
+        self._window = Window(model, self.k2)
         self.grads = Parameters(model.params.shapes, np.zeros_like(model.params.flat))
         self.base_lr = optimizer.lr
         self.steps, self.epoch = 0, 0
         self.state: Any = None
         self.progress, self.history, self.stop = Progress(), History(), False
-        self._items: Callable[[np.ndarray], int] = getattr(loss, "items", np.size)
         self._sources: dict[str, Any] = {}  # the batches and the validation of `fit`
         self._positions: dict[str, Any] = {}  # where they are to continue, as far as they have not been told
 
     # ------------------------------------------------------------------ one update
 
-    def step(self, x: np.ndarray, target: np.ndarray, state: Any = None) -> tuple[float, Any]:
+    def step(self, x: Any, target: Any, state: Any = None, lengths: Any = None, reset: Any = None) -> tuple[float, Any]:
         """Make one update.
 
         Parameters
         ----------
-        x, target : ndarray
+        x, target : ndarray or Ragged
             One batch, as the model and the loss want it.
         state : optional
-            The recurrent state to begin from; None is zeros. No gradient flows back into it (truncated BPTT).
+            The recurrent state to begin from; None is zeros. No gradient flows back into it (truncated BPTT), unless
+            there is a `k2`: then it flows on into the batches before, if this is the state that the last call returned.
+        lengths : array_like of int, (B,), optional
+            The steps of each row of a padded batch.
+        reset : array_like of bool, (B,), optional
+            Which rows begin something new, from a state of zeros.
 
         Returns
         -------
@@ -128,11 +139,11 @@ class Trainer:
         TrainingError
             The loss or a gradient is not finite; parameters and optimizer are as they were before.
         """
-        y, state_n, pullback = self.model.vjp(x, state)
-        value, dy = self.loss(y, target)
+        y, state_n, pullback = self._window.vjp(x, state, lengths, reset)
+        value, dy = self.loss(y, target) if lengths is None else self.loss(y, target, lengths)
         if not math.isfinite(value):
             raise self._not_finite(f"the loss is {value}")
-        pullback(dy, out=self.grads)
+        pullback(dy, self.grads)
         scale = self._clip()
         if self.schedule is not None:
             self.optimizer.lr = self.schedule(self.steps, self.base_lr)
@@ -184,7 +195,7 @@ class Trainer:
 
         Parameters
         ----------
-        batches : iterable of (x, target)
+        batches : iterable of (x, target), (x, target, lengths) or (x, target, lengths, reset)
             Iterated once per epoch. With an attribute ``carries_state = True`` each batch begins from the recurrent
             state at the end of the one before; an epoch always begins from zeros. With `state_dict` and
             `load_state_dict` it keeps its own position and random state (JSON values, as of the last batch handed
@@ -243,10 +254,10 @@ class Trainer:
         """Train on the rest of the current epoch; False if it was left before its end."""
         started = time.perf_counter() - self.progress.seconds
         carries = getattr(batches, "carries_state", False)
-        for x, target in self._rest_of(batches):
-            value, state = self.step(x, target, self.state)
+        for x, target, *rest in self._rest_of(batches):
+            value, state = self.step(x, target, self.state, *rest)
             self.state = state if carries else None
-            self.progress.add(value, self._items(target))
+            self.progress.add(value, self._items(target, *rest[:1]))
             self.progress.seconds = time.perf_counter() - started
             _tell(callbacks, "on_step", self, value)
             if self._leaving:
@@ -308,14 +319,19 @@ class Trainer:
             There are no batches.
         """
         total, state = Progress(), None
-        for x, target in batches:
-            y, state = self.model(x, state)
-            total.add(self.loss(y, target)[0], self._items(target))
+        for x, target, *rest in batches:
+            lengths = [given for given in rest[:1] if given is not None]
+            y, state = self.model(x, reset_rows(state, *rest[1:] or (None,)), *lengths)
+            total.add(self.loss(y, target, *lengths)[0], self._items(target, *lengths))
             if not getattr(batches, "carries_state", False):
                 state = None
         if not total.batches:
             raise ValueError(NO_BATCHES)
         return total.loss
+
+    def _items(self, target: Any, lengths: Any = None) -> int:
+        """How many things the mean of a batch's loss is taken over."""
+        return self.loss.items(target, lengths) if isinstance(self.loss, losses.Loss) else np.size(target)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -348,6 +364,7 @@ class Trainer:
             "clip_norm": self.clip_norm,
             "clip_value": self.clip_value,
             "schedule": None if self.schedule is None else self.schedule.config(),
+            "k2": self.k2,
         }
 
     def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -356,12 +373,13 @@ class Trainer:
         Returns
         -------
         arrays : dict of str to ndarray
-            Copies: ``model.<parameter>``, ``optimizer.<vector>``, and ``state.<n>``, the recurrent state.
+            Copies: ``model.<parameter>``, ``optimizer.<vector>``, and ``state.<n>``, the recurrent state
+            and the batches that `k2` looks back at.
         meta : dict
             Plain values: `config`, counters, learning rate, random generators, position in the data, history.
         """
         kept = self.optimizer.state_dict()
-        skeleton, leaves = flatten(self.state)
+        skeleton, leaves = flatten((self.state, self._window.tree() if self._continues else []))
         arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": value for name, value in kept.items() if isinstance(value, np.ndarray)}
         arrays |= {f"state.{n}": leaf.copy() for n, leaf in enumerate(leaves)}
@@ -378,6 +396,11 @@ class Trainer:
             "history": [dict(record) for record in self.history.records],
         }
         return arrays, meta
+
+    @property
+    def _continues(self) -> bool:
+        """Whether the next batch goes on where the last one ended."""
+        return self.state is not None and self.state is self._window.state
 
     def _data_state(self) -> dict[str, Any]:
         """The positions in the data: where they are, or will be set to."""
@@ -421,7 +444,8 @@ class Trainer:
             raise CheckpointError(f"{len(meta['generators'])} random generators, but the model has {len(generators)}")
         for generator, state in zip(generators, meta["generators"]):
             generator.bit_generator.state = state
-        self.state = unflatten(meta["state"], _part(arrays, "state."))
+        self.state, window = unflatten(meta["state"], _part(arrays, "state."))
+        self._window.load(window, self.state)
         self.progress = Progress.from_dict(meta["progress"])
         self.history = History.from_records(meta["history"])
         self.steps, self.epoch = (check_size(name, meta[name], least=0) for name in ("steps", "epoch"))
@@ -453,6 +477,7 @@ class Trainer:
                 config["clip_norm"],
                 config["clip_value"],
                 None if config["schedule"] is None else schedules.from_config(config["schedule"]),
+                config["k2"],
             )
         except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise _as_checkpoint_error(error) from error
