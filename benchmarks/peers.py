@@ -141,7 +141,7 @@ ENGINES = {"nbrnn": nbrnn_case, "torch": torch_case, "onnxruntime": onnxruntime_
 
 
 def serve(make_case):
-    """Answer requests on standard input: set up a case, or time it for a while."""
+    """Answer requests on standard input: set up a case, time it for a while, or call it for its own results."""
     answers, sys.stdout = sys.stdout, io.StringIO()
     call = None
     for line in sys.stdin:
@@ -151,6 +151,8 @@ def serve(make_case):
             for _ in range(3 if call else 0):
                 call()
             answer = call is not None
+        elif "results" in request:
+            answer = call()
         else:
             answer, stop = [], time.perf_counter() + request["seconds"]
             while not answer or time.perf_counter() < stop:

@@ -54,6 +54,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import literal_unroll
 from numba.extending import overload
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
@@ -63,6 +64,7 @@ from nbrnn.kernels.jit import compiled, divided, jitable
 from nbrnn.kernels.normalise import moments, normalise_back, normalise_slots
 from nbrnn.kernels.simd import (
     accumulate_many,
+    address_of,
     element,
     fill_behind,
     lane_sum,
@@ -216,9 +218,10 @@ class Forward(NamedTuple):
 
     kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; block: time steps whose input
     product is done at once; shared: whether all panels share one scratch tile; lengths [B], starts [T + 1], slots [T +
-    2]: int64; I, P: sizes of the input and of what is fed back; ld: of a row of y, where this direction's columns begin
-    at y; w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid and bias_mid of the second product; rows: of one given
-    number, of one inner state; step_given: whether given numbers differ by time step; ld_middle: of a row of middle.
+    2]: int64; I, P: sizes of the input and of what is fed back; ld: of a row of y, of which this direction's part
+    begins at `column`; w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid and bias_mid of the second product; rows:
+    of one given number, of one inner state; step_given: whether given numbers differ by time step; ld_middle: of a row
+    of middle.
     """
 
     kernel_ih: int
@@ -229,39 +232,41 @@ class Forward(NamedTuple):
     keep: int
     shared: int
     reverse: int
+    tokens: int
     T: int
     B: int
     I: int
     H: int
     P: int
-    lengths: int
-    starts: int
-    slots: int
-    tokens: int
-    x: int
-    w_ih: int
-    bias: int
-    w_hh: int
-    w_mid: int
-    bias_mid: int
-    own: int
-    given: int
     given_rows: int
     step_given: int
-    y: int
+    column: int
     ld: int
-    inner: int
     inner_rows: int
-    middle: int
     ld_middle: int
-    gates: int
-    counters: int
+    # addresses
+    lengths: int = 0
+    starts: int = 0
+    slots: int = 0
+    x: int = 0
+    w_ih: int = 0
+    bias: int = 0
+    w_hh: int = 0
+    w_mid: int = 0
+    bias_mid: int = 0
+    own: int = 0
+    given: int = 0
+    y: int = 0
+    inner: int = 0
+    middle: int = 0
+    gates: int = 0
+    counters: int = 0
 
 
 class Backward(NamedTuple):
     """What a backward scan works on; see `Forward`.
 
-    dy: [N, D P], where this direction's columns begin; w_hh, w_mid: the weights of the recurrent and of the second
+    dy: [N, D P]; w_hh, w_mid: the weights of the recurrent and of the second
     product, transposed, in plain panels, their depth in the order of the tape; dh: [B, ld_dh] and dinner: [., B, H]
     hold the gradients of the last state, and of the first one afterwards; dmiddle: [B, ld_dmiddle], scratch; dz: [N,
     P], the gradient of what a projection gives; down: [., B, J U W], to which the gradients of own parameters are
@@ -275,31 +280,49 @@ class Backward(NamedTuple):
     B: int
     H: int
     P: int
-    lengths: int
-    starts: int
-    slots: int
-    dy: int
-    w_hh: int
-    w_mid: int
-    own: int
-    given: int
     given_rows: int
     step_given: int
-    y: int
+    column: int
     ld: int
-    inner: int
     inner_rows: int
-    middle: int
     ld_middle: int
-    gates: int
-    dh: int
     ld_dh: int
-    dinner: int
-    dmiddle: int
     ld_dmiddle: int
-    dz: int
-    down: int
-    counters: int
+    # addresses
+    lengths: int = 0
+    starts: int = 0
+    slots: int = 0
+    dy: int = 0
+    w_hh: int = 0
+    w_mid: int = 0
+    own: int = 0
+    given: int = 0
+    y: int = 0
+    inner: int = 0
+    middle: int = 0
+    gates: int = 0
+    dh: int = 0
+    dinner: int = 0
+    dmiddle: int = 0
+    dz: int = 0
+    down: int = 0
+    counters: int = 0
+
+
+def make_plan(numbers: Forward | Backward, *arrays: np.ndarray) -> np.ndarray:
+    """A scan's argument: its numbers, and behind them the addresses of its arrays in their order."""
+    plan = np.array(numbers, np.int64)
+    _locate(plan, *arrays)
+    return plan
+
+
+@compiled
+def _locate(plan, *arrays):
+    """The addresses of arrays, into the last elements of a plan."""
+    place = len(plan) - len(arrays)
+    for array in literal_unroll(arrays):
+        plan[place] = address_of(array)
+        place += 1
 
 
 FORWARD, BACKWARD = len(Forward._fields), len(Backward._fields)
@@ -421,7 +444,7 @@ def _forward(shard, shards, cell, plan):
                 before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
                 c_before, c_after = (before, after) if p.keep else (once, once)
                 states = (
-                    _at(cell, p.y, before * p.ld), _at(cell, p.y, after * p.ld), p.ld,
+                    _at(cell, p.y, before * p.ld + p.column), _at(cell, p.y, after * p.ld + p.column), p.ld,
                     _at(cell, p.inner, c_before * p.H), _at(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
                 )  # fmt: skip
                 tile = here if p.keep else here - origin if p.block > 1 else once
@@ -634,11 +657,11 @@ def _backward(shard, shards, cell, plan):
             before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
             at = _at(cell, p.gates, here * g_m), g_m, g_j
             states = (
-                _at(cell, p.y, before * p.ld), _at(cell, p.y, after * p.ld), p.ld,
+                _at(cell, p.y, before * p.ld + p.column), _at(cell, p.y, after * p.ld + p.column), p.ld,
                 _at(cell, p.inner, before * p.H), _at(cell, p.inner, after * p.H), p.inner_rows * p.H,
             )  # fmt: skip
             gradients = (
-                _at(cell, p.dy, here * p.ld), _at(cell, p.dh, lo * p.ld_dh), p.ld_dh,
+                _at(cell, p.dy, here * p.ld + p.column), _at(cell, p.dh, lo * p.ld_dh), p.ld_dh,
                 _at(cell, p.dinner, lo * p.H), p.B * p.H,
                 _at(cell, p.down, lo * ld_down), p.B * ld_down, ld_down,
             )  # fmt: skip

@@ -22,7 +22,7 @@ from nbrnn.cells.program import Options, Program, compile_cell
 from nbrnn.kernels import gemm, schedule
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import get_num_threads, run, threading_layer
-from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
+from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan, make_plan
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, product_kernel
 from nbrnn.layers.module import Parameters, read_only
@@ -107,6 +107,7 @@ class Direction:
         self.layout = self.program.equations.layout
         self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype)
         self.scans = compile_scan(self.program.equations)
+        self._kernels = self.packing.kernels(shape.options.projection is not None)
         self.names = list(self.shapes())
         self._fields = [name + end if name + end in self.names else None for name in Weights._fields]
         self._spare: list[np.ndarray] = []
@@ -198,20 +199,15 @@ class Direction:
     ) -> np.ndarray:
         """The forward scan's argument."""
         steps, x, y, inner, middle, gates, own, given = tape
-        kernels = self.packing.kernels(self.shape.options.projection is not None)
-        w_ih, bias, w_hh, w_mid, bias_mid = map(address, packed)
-        return np.array(Forward(
-            *kernels, plan.by_units, plan.block, keep, shared, self.reverse, steps.T, steps.B, self.inputs, self.hidden,
-            self.output, address(steps.lengths), address(steps.starts), address(steps.slots), x.ndim == 1, address(x),
-            w_ih, bias, w_hh, w_mid, bias_mid, address(own), address(given.values), given.values.shape[1],
-            given.by_step, address(y) + self._column, y.shape[1], address(inner), inner.shape[1], address(middle),
-            middle.shape[1], address(gates), address(counters),
-        ), np.int64)  # fmt: skip
-
-    @property
-    def _column(self) -> int:
-        """Bytes from the beginning of a row of y to this direction's columns."""
-        return self.reverse * self.output * self.dtype.itemsize
+        numbers = Forward(
+            *self._kernels, plan.by_units, plan.block, keep, shared, self.reverse, x.ndim == 1, steps.T, steps.B,
+            self.inputs, self.hidden, self.output, given.values.shape[1], given.by_step, self.reverse * self.output,
+            y.shape[1], inner.shape[1], middle.shape[1],
+        )  # fmt: skip
+        return make_plan(
+            numbers, steps.lengths, steps.starts, steps.slots, x, *packed, own, given.values, y, inner, middle, gates,
+            counters,
+        )  # fmt: skip
 
     def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
         return Weights(*[None if name is None else params[name] for name in self._fields])
@@ -287,14 +283,15 @@ class Direction:
                 new_counters(),
             )
             y, inner, middle, given = tape.y, tape.inner, tape.middle, tape.given
-            run(self.scans[1], plan.shards, np.array(Backward(
+            numbers = Backward(
                 product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, steps.T, steps.B, H, self.output,
-                address(steps.lengths), address(steps.starts), address(steps.slots), address(dy) + self._column,
-                *map(address, packed), address(tape.own), address(given.values), given.values.shape[1], given.by_step,
-                address(y) + self._column, y.shape[1], address(inner), inner.shape[1], address(middle), middle.shape[1],
-                address(tape.gates), address(carry.dh), carry.dh.shape[1], address(carry.dinner), address(dmiddle),
-                columns, address(dz), address(carry.down), address(counters),
-            ), np.int64))  # fmt: skip
+                given.values.shape[1], given.by_step, self.reverse * self.output, y.shape[1], inner.shape[1],
+                middle.shape[1], carry.dh.shape[1], columns,
+            )  # fmt: skip
+            run(self.scans[1], plan.shards, make_plan(
+                numbers, steps.lengths, steps.starts, steps.slots, dy, *packed, tape.own, given.values, y, inner,
+                middle, tape.gates, carry.dh, carry.dinner, dmiddle, dz, carry.down, counters,
+            ))  # fmt: skip
         self._weight_gradients(dgates, dz, tape, self._weights(grads), add)
         dx = None if tape.x.ndim == 1 else self._input_gradient(dgates, weights)
         self._spare.append(tape.gates)
@@ -369,10 +366,3 @@ class Direction:
         kernel = product_kernel(VECTORS, self.dtype)
         run(gemm.multiply, shards, kernel, read_only(dgates), 0, packing.columns, depth, packed, start, dx)
         return dx
-
-
-def address(array: np.ndarray) -> int:
-    """Where an array begins, for a scan."""
-    if not array.flags.c_contiguous:
-        raise ValueError("array: expected a C-contiguous one")
-    return array.__array_interface__["data"][0]
