@@ -31,6 +31,7 @@ from nbrnn.layers.sequential import Sequential
 from nbrnn.training import callbacks, schedules
 from nbrnn.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from nbrnn.training.losses import MAE, MSE, BCEWithLogits, CrossEntropy
+from nbrnn.training.metrics import accuracy
 from nbrnn.training.optimizers import SGD, Adagrad, Adam, AdamW, RMSprop
 from nbrnn.training.trainer import Trainer, TrainingError
 
@@ -74,6 +75,7 @@ __all__ = [
     "Sequential",
     "Trainer",
     "TrainingError",
+    "accuracy",
     "callbacks",
     "check_cell",
     "data",

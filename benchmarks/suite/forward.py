@@ -17,16 +17,3 @@ class Forward:
     def time_forward(self, cell, shape, dtype, threads):
         self.layer(self.x)
 
-
-class Step:
-    """One time step of one row: what streaming costs."""
-
-    params = (CELLS, [32, 128, 256])
-    param_names = ("cell", "H")
-
-    def setup(self, cell, hidden):
-        self.layer, self.x, _ = layer_and_data(cell, f"1,1,{hidden},{hidden}")
-        _, self.state = self.layer(self.x)
-
-    def time_step(self, cell, hidden):
-        self.layer(self.x, self.state)

@@ -3,10 +3,11 @@
 from nbrnn.data.batches import RaggedBatches
 from nbrnn.data.ragged import Ragged
 from nbrnn.data.series import SeriesWindows
-from nbrnn.data.streams import GeneratorStream, SeriesStream, TextStream
+from nbrnn.data.streams import DocumentStream, GeneratorStream, SeriesStream, TextStream
 from nbrnn.data.windows import RandomWindows, SequentialWindows
 
 __all__ = [
+    "DocumentStream",
     "GeneratorStream",
     "Ragged",
     "RaggedBatches",

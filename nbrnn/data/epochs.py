@@ -1,7 +1,8 @@
 """What all batches have in common: an epoch is one iteration, and one that was left can be gone on with.
 
     Epochs          counts the batches of the current epoch, and begins with the one after those counted
-    RandomEpochs    keeps the random state that the epoch began with as well, and draws the same epoch from it again
+    DrawnEpochs     keeps the random state that the epoch began with as well, and draws the same epoch from it again
+    RandomEpochs    the same of a known number of batches
 
 A subclass says what an epoch is made of, in `_epoch`. Everything random is drawn at an epoch's beginning, so that the
 state is that of the beginning and a number of batches, wherever in the epoch it is taken.
@@ -25,14 +26,14 @@ class Epochs:
         self._position = 0
         self._resume_at = 0
 
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[tuple]:
         self._position, self._resume_at = self._resume_at, 0
         for position, batch in enumerate(self._epoch(self._position), self._position + 1):
             self._position = position
             yield batch
         self._position = 0
 
-    def _epoch(self, first: int) -> Iterator[tuple[Any, Any]]:
+    def _epoch(self, first: int) -> Iterator[tuple]:
         """The batches of an epoch, from number `first`; it has drawn all that is random before it yields or ends."""
         raise NotImplementedError
 
@@ -63,28 +64,21 @@ class Epochs:
         return position
 
 
-class RandomEpochs(Epochs):
-    """Epochs of a known length that are drawn from a generator.
+class DrawnEpochs(Epochs):
+    """Epochs that are drawn from a generator.
 
     Parameters
     ----------
     seed : int, numpy.random.Generator or None
         None draws a seed from the system.
-    batches : int
-        The batches of every epoch.
     """
 
-    def __init__(self, seed: int | np.random.Generator | None, batches: int):
+    def __init__(self, seed: int | np.random.Generator | None):
         super().__init__()
-        self._batches: int = batches
         self._generator = np.random.default_rng(seed)
         self._epoch_began = self._generator.bit_generator.state
 
-    def __len__(self) -> int:
-        """Batches per epoch, the same in every epoch."""
-        return self._batches
-
-    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+    def __iter__(self) -> Iterator[tuple]:
         self._epoch_began = self._generator.bit_generator.state
         yield from super().__iter__()
         self._epoch_began = self._generator.bit_generator.state
@@ -106,3 +100,23 @@ class RandomEpochs(Epochs):
             raise ValueError(f"state: expected the random state of a {name} generator ({error})") from None
         self._epoch_began = self._generator.bit_generator.state
         super().load_state_dict(state)
+
+
+class RandomEpochs(DrawnEpochs):
+    """Epochs of a known length that are drawn from a generator.
+
+    Parameters
+    ----------
+    seed : int, numpy.random.Generator or None
+        None draws a seed from the system.
+    batches : int
+        The batches of every epoch.
+    """
+
+    def __init__(self, seed: int | np.random.Generator | None, batches: int):
+        super().__init__(seed)
+        self._batches: int = batches
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same in every epoch."""
+        return self._batches

@@ -1,9 +1,10 @@
 """Data too long to be unrolled, cut into B streams that are read side by side: truncated backpropagation.
 
 Row b of a batch continues row b of the batch before, and `carries_state` tells the trainer to carry the recurrent
-state. Nothing is random, and only what a batch needs is read.
+state. Nothing is random but the order of documents, where that is asked for, and only what a batch needs is read.
 
     SeriesStream       arrays and memory-mapped files; where a batch lies is computed
+    DocumentStream     documents of different lengths, each from a state of zeros
     TextStream         a text file, encoded block by block; it keeps where each stream is in the file
     GeneratorStream    whatever a function of yours yields; resumed by skipping
 """
@@ -11,8 +12,9 @@ state. Nothing is random, and only what a batch needs is read.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,9 +22,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from nbrnn.data.arrays import as_tokens, at_least_one, open_series, read_columns
-from nbrnn.data.epochs import Epochs
+from nbrnn.data.epochs import DrawnEpochs, Epochs
+from nbrnn.data.ragged import Ragged
 
 Chunk = tuple[np.ndarray, np.ndarray]
+Place = tuple[int, int]  # a document and a step of it
 
 BLOCK = 1 << 16  # bytes of a text that are encoded at once
 
@@ -98,6 +102,138 @@ class SeriesStream(Epochs):
 def _features(rows: np.ndarray) -> np.ndarray:
     """Floats have a dimension of features, if only of one."""
     return rows[..., None] if rows.ndim == 2 and rows.dtype.kind == "f" else rows
+
+
+class DocumentStream(DrawnEpochs):
+    """Documents of different lengths in B rows, each of which takes one after the other.
+
+    A row that has come to the end of its document waits for the next batch to begin another one, so that a batch has
+    at most one document in a row, and all of a document's steps are in one row.
+
+    Parameters
+    ----------
+    documents : sequence of array_like (length, ...), or Ragged
+        Floats (length, F), or (length,) for one feature, or integer tokens (length,), of one dtype. Anything that has a
+        shape and a NumPy dtype and can be sliced is read piece by piece, such as a memory-mapped array; the path of a
+        .npy file is opened as one.
+    targets : sequence of array_like (length, ...), Ragged or None
+        The target of each step. None makes the next step of the same document the target of a step, so that a document
+        of n steps gives n - 1.
+    batch_size : int
+        B, the rows.
+    steps : int
+        The most steps of a row in a batch.
+    seed : int, numpy.random.Generator or None, optional
+        Where the shuffles come from; None draws a seed from the system.
+    shuffle : bool, optional
+        Whether every epoch takes the documents in another order, which may change its number of batches.
+
+    Yields
+    ------
+    x : ndarray, (T, B, F), or (T, B) for tokens
+    target : ndarray, (T, B, ...)
+        Both of the dtypes of the data, zeros in the padding; T is the greatest of the lengths.
+    lengths : ndarray of int64, (B,)
+        The steps of each row; 0 where no document is left.
+    reset : ndarray of bool, (B,)
+        Which rows begin a document.
+
+    Raises
+    ------
+    ValueError
+        There is no document with a step to learn from, documents differ in more than their length, targets are not as
+        many or not as long, a path is not that of a .npy file, or a size is below 1.
+    TypeError
+        The data holds no floats or integers, or a size is not an integer.
+    """
+
+    carries_state = True
+
+    def __init__(
+        self,
+        documents: Sequence[Any] | Ragged,
+        targets: Sequence[Any] | Ragged | None,
+        batch_size: int,
+        steps: int,
+        *,
+        seed: int | np.random.Generator | None = None,
+        shuffle: bool = False,
+    ):
+        super().__init__(seed)
+        self.batch_size, self.steps = at_least_one("batch_size", batch_size), at_least_one("steps", steps)
+        self.shuffle = shuffle
+        self.documents = _open_each("documents", documents)
+        self.targets = self.documents if targets is None else _open_each("targets", targets)
+        _check_as_long(self.targets, self.documents)
+        self._shift = int(targets is None)
+        self._lengths = [max(one.shape[0] - self._shift, 0) for one in self.documents]
+        if not any(self._lengths):
+            least = "two steps, of which the second is the target of the first" if self._shift else "one step"
+            raise ValueError(f"documents: expected at least one of at least {least}, got none")
+
+    def _epoch(self, first: int) -> Iterator[tuple[np.ndarray, ...]]:
+        rows = self._rows(self._order(len(self.documents), self.shuffle).tolist())
+        taken = sum(1 for _ in islice(rows, first))
+        if taken < first:
+            raise ValueError(f"state: expected an epoch of at least {first} batches, got {taken} from the documents")
+        for places in rows:
+            lengths = np.array([min(self._left(place), self.steps) for place in places])
+            x = self._read(self.documents, places, lengths, 0)
+            target = self._read(self.targets, places, lengths, self._shift)
+            yield x, target, lengths, np.array([place is not None and place[1] == 0 for place in places])
+
+    def _rows(self, order: list[int]) -> Iterator[list[Place | None]]:
+        """Where each row of each batch is: its document and the step there, None where no document is left."""
+        waiting = iter([n for n in order if self._lengths[n]])
+        places: list[Place | None] = [None] * self.batch_size
+        while True:
+            for b, place in enumerate(places):
+                if not self._left(place):
+                    n = next(waiting, None)
+                    places[b] = None if n is None else (n, 0)
+            if not any(places):
+                return
+            yield list(places)
+            places = [place and (place[0], place[1] + self.steps) for place in places]
+
+    def _left(self, place: Place | None) -> int:
+        """The steps from a place to the end of its document."""
+        return 0 if place is None else max(self._lengths[place[0]] - place[1], 0)
+
+    def _read(self, series: list[Any], places: list[Place | None], lengths: np.ndarray, shift: int) -> np.ndarray:
+        """The steps of all rows, side by side and filled up with zeros."""
+        dtype = series[0].dtype.newbyteorder("=")
+        columns = np.zeros((lengths.max(), len(places), *series[0].shape[1:]), dtype)
+        for b, (place, length) in enumerate(zip(places, lengths.tolist())):
+            if place is not None:
+                start = place[1] + shift
+                columns[:length, b] = series[place[0]][start : start + length]
+        return _features(columns)
+
+
+def _open_each(name: str, documents: Any) -> list[Any]:
+    """All documents, or all of their targets, of which nothing has been read."""
+    opened = [open_series(f"{name}[{n}]", one) for n, one in enumerate(documents)]
+    if not opened:
+        raise ValueError(f"{name}: expected at least one array, got none")
+    first = opened[0]
+    for n, one in enumerate(opened):
+        if one.shape[1:] != first.shape[1:]:
+            wanted = ", ".join(["length", *map(str, first.shape[1:])])
+            raise ValueError(f"{name}[{n}]: expected ({wanted}) like the first, got {one.shape}")
+        if one.dtype != first.dtype:
+            raise ValueError(f"{name}[{n}]: expected {first.dtype} like the first, got {one.dtype}")
+    return opened
+
+
+def _check_as_long(targets: list[Any], documents: list[Any]) -> None:
+    if len(targets) != len(documents):
+        raise ValueError(f"targets: expected {len(documents)}, one for each document, got {len(targets)}")
+    for n, (target, one) in enumerate(zip(targets, documents)):
+        if target.shape[0] != one.shape[0]:
+            raise ValueError(
+                f"targets[{n}]: expected {one.shape[0]:,} steps, those of the document, got {target.shape[0]:,}"
+            )
 
 
 class GeneratorStream(Epochs):

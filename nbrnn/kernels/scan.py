@@ -81,6 +81,9 @@ from nbrnn.kernels.simd import (
 )
 from nbrnn.kernels.tiles import VECTORS, product
 
+# A time step takes as long as so many rows more: tiles of few rows are slow.
+STEP_ROWS = 3
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -386,13 +389,27 @@ def _share(count, shard, shards):
 
 @jitable
 def _rows(p, shard, shards):
-    """The rows that one shard takes: about as many steps as every other."""
+    """The rows that one shard takes, so that all of them take about as long."""
     lengths, total = _integers(p.lengths), element(_integers(p.starts), p.T)
-    lo, hi, before = 0, 0, 0
-    for m in range(p.B):
-        lo = m + 1 if before * shards < total * shard else lo
-        hi = m + 1 if before * shards < total * (shard + 1) else hi
-        before += element(lengths, m)
+    if total == p.T * p.B:
+        return _share(p.B, shard, shards)
+    least, most = total // shards, total + STEP_ROWS * p.T
+    while least < most:
+        cost = (least + most) // 2
+        _, hi = _fill(lengths, p.B, cost, shards - 1)
+        least, most = (least, cost) if hi == p.B else (cost + 1, most)
+    return _fill(lengths, p.B, most, shard)
+
+
+@jitable
+def _fill(lengths, B, cost, shard):
+    """The rows of one shard where each takes as many as `cost` allows; a time step costs as much as some rows."""
+    lo, hi = 0, 0
+    for _ in range(shard + 1):
+        lo, left = hi, cost - STEP_ROWS * element(lengths, min(hi, B - 1))
+        while hi < B and (left >= element(lengths, hi)):
+            left -= element(lengths, hi)
+            hi += 1
     return lo, hi
 
 

@@ -54,11 +54,13 @@ class Tape(NamedTuple):
 
 
 class Carry(NamedTuple):
-    """What backward passes from one piece of a sequence to the one before."""
+    """What backward passes from one piece of a sequence to the one before, and the weights that all of them need."""
 
     dh: np.ndarray  # [B, .], the gradient of what was fed back, filled up to whole panels
     dinner: np.ndarray  # [., B, H], of the states behind it
     down: np.ndarray  # [., B, J U W], of the cell's own parameters
+    weights: tuple[np.ndarray, np.ndarray]  # of the recurrent and of the second product, transposed, in panels
+    w_ih: np.ndarray | None  # of the input product, None where x holds tokens
 
 
 @dataclass(frozen=True)
@@ -155,11 +157,19 @@ class Direction:
         return [*out, *states]
 
     def forward(
-        self, params: Parameters, steps: Steps, x: np.ndarray, y: np.ndarray, states: list, given: Given, keep: bool
+        self,
+        params: Parameters,
+        steps: Steps,
+        x: np.ndarray,
+        y: np.ndarray,
+        states: list[np.ndarray],
+        given: Given,
+        keep: bool,
+        packed: tuple[np.ndarray, ...] | None = None,
     ) -> tuple[Tape, list[np.ndarray]]:
         """Fill its columns of y; what backward needs, and the last states of the scan.
 
-        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the scan.
+        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the scan; packed: the weights, if they are.
         """
         B, H, packing = steps.B, self.hidden, self.packing
         half = slice(self.reverse * self.output, (self.reverse + 1) * self.output)
@@ -170,11 +180,11 @@ class Direction:
             out[start if keep else slice(B)] = state
         plan, _ = self.schedules(steps.T, steps.mean_rows)
         if keep:
-            packed, shared = packing.forward(self._weights(params)), False
+            packed, shared = packed or packing.forward(self._weights(params)), False
             gates = self._take(steps.N * packing.panels * packing.columns)
             middle = np.empty((steps.N, self.middle), self.dtype)
         else:
-            packed = self.packed(params)
+            packed = packed or self.packed(params)
             middle, gates, shared = self.scratch(plan, B)
         tape = Tape(steps, x, y, inner, middle, gates, self.own(params), given)
         if steps.N:
@@ -252,7 +262,7 @@ class Direction:
 
     # -------------------------------------------------------------- backward
 
-    def carry(self, dlast: list[np.ndarray]) -> Carry:
+    def carry(self, params: Parameters, dlast: list[np.ndarray], tokens: bool) -> Carry:
         """From the gradients of the cell's last states [B, .]."""
         B, H, hidden = len(dlast[0]), self.hidden, self.program.hidden
         dlast = [np.zeros((B, H), self.dtype)] * hidden + dlast
@@ -261,27 +271,24 @@ class Direction:
         dinner = np.empty((len(dlast) - 1, B, H), self.dtype)
         for out, array in zip(dinner, dlast[1:]):
             out[...] = array
-        return Carry(dh, dinner, np.zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype))
+        down = np.zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype)
+        weights = self._weights(params)
+        w_ih = None if tokens else self.packing.backward_ih(weights)
+        return Carry(dh, dinner, down, self.packing.backward(weights), w_ih)
 
-    def backward(
-        self, params: Parameters, grads: Parameters, tape: Tape, dy: np.ndarray, carry: Carry, add: bool
-    ) -> np.ndarray | None:
+    def backward(self, grads: Parameters, tape: Tape, dy: np.ndarray, carry: Carry, add: bool) -> np.ndarray | None:
         """The weight gradients into `grads`, or with `add` added to them; dx [N, I], None for tokens.
 
         Uses up the tape, and turns `carry` into that of the piece before. dy: [N, D P].
         """
         steps, packing, H = tape.steps, self.packing, self.hidden
-        weights, projection = self._weights(params), self.shape.options.projection
+        projection = self.shape.options.projection
         dgates = tape.gates.reshape(steps.N, packing.panels * packing.columns)
         dz = np.empty((steps.N if projection else 0, self.output), self.dtype)
         if steps.N:
             _, plan = self.schedules(steps.T, steps.mean_rows)
             columns = packing.panels * packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
-            packed, dmiddle, counters = (
-                packing.backward(weights),
-                np.empty((steps.B, columns), self.dtype),
-                new_counters(),
-            )
+            dmiddle, counters = np.empty((steps.B, columns), self.dtype), new_counters()
             y, inner, middle, given = tape.y, tape.inner, tape.middle, tape.given
             numbers = Backward(
                 product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, steps.T, steps.B, H, self.output,
@@ -289,11 +296,11 @@ class Direction:
                 middle.shape[1], carry.dh.shape[1], columns,
             )  # fmt: skip
             run(self.scans[1], plan.shards, make_plan(
-                numbers, steps.lengths, steps.starts, steps.slots, dy, *packed, tape.own, given.values, y, inner,
+                numbers, steps.lengths, steps.starts, steps.slots, dy, *carry.weights, tape.own, given.values, y, inner,
                 middle, tape.gates, carry.dh, carry.dinner, dmiddle, dz, carry.down, counters,
             ))  # fmt: skip
         self._weight_gradients(dgates, dz, tape, self._weights(grads), add)
-        dx = None if tape.x.ndim == 1 else self._input_gradient(dgates, weights)
+        dx = None if carry.w_ih is None else self._input_gradient(dgates, carry.w_ih)
         self._spare.append(tape.gates)
         return dx
 
@@ -355,14 +362,14 @@ class Direction:
             grads[one.name + self.end][...] = total if one.rows > 1 else total[0]
             row += one.rows
 
-    def _input_gradient(self, dgates: np.ndarray, weights: Weights) -> np.ndarray:
+    def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray) -> np.ndarray:
         """dx = dgates @ weight_ih."""
-        packing, packed = self.packing, self.packing.backward_ih(weights)
+        packing = self.packing
         start = np.zeros(gemm.padded(self.inputs, self.dtype), self.dtype)
         dx = np.empty((len(dgates), self.inputs), self.dtype)
         # The input's slots of all panels lie side by side, or in a piece of every panel.
         depth = packed.shape[1] // (1 if packing.layout.inputs == packing.layout.kept else packing.panels)
-        shards = shards_for(2 * len(dgates) * weights.weight_ih.size)
+        shards = shards_for(2 * len(dgates) * packed.size)
         kernel = product_kernel(VECTORS, self.dtype)
         run(gemm.multiply, shards, kernel, read_only(dgates), 0, packing.columns, depth, packed, start, dx)
         return dx

@@ -37,6 +37,9 @@ from nbrnn.layers.module import (
 from nbrnn.layers.sequences import Sequences, Steps
 from nbrnn.layers.streaming import RecurrentSession
 
+# Steps of a piece that is recomputed, unless a number is asked for: shorter ones cost more than they save.
+SHORTEST = 32
+
 State = Any  # h, or the tuple of all states where the cell has several
 
 
@@ -86,8 +89,9 @@ class Recurrent(Module):
         Whether the states to begin with are parameters, such as ``h_0_l0``, for calls that give no state.
     recompute : int or bool
         Steps after which training keeps the states, to compute what lies between once more in the backward pass: memory
-        grows with recompute + T / recompute instead of T, for a third more time. True takes the square root of T. The
-        gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two directions.
+        grows with recompute + T / recompute instead of T, for a third more time. True takes the square root of T, but
+        at least 32. The gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two
+        directions.
     given : mapping of str to float or None
         Numbers that the cell takes in every call where the call does not give them.
 
@@ -411,12 +415,20 @@ class Recurrent(Module):
         dy = self._check_dy(dy, form)
         dlast = self._check_states("dstate_n", dstate_n, form)
         grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
-        carries = [part.carry([array[row] for array in dlast]) for row, part in enumerate(self._parts)]
-        shares, stop = [], form.steps.N
+        carries = [
+            part.carry(self.params, [array[row] for array in dlast], form.tokens and row in self._rows(0))
+            for row, part in enumerate(self._parts)
+        ]
+        dx, stop = None, form.steps.N
         for n in range(len(pieces) - 1, -1, -1):
             tapes, masks, states = pieces[n]()
             start = stop - tapes[0].steps.N
-            shares.append(self._backward(tapes, masks, dy[start:stop], carries, grads, add=n < len(pieces) - 1))
+            share = self._backward(tapes, masks, dy[start:stop], carries, grads, add=n < len(pieces) - 1)
+            if len(pieces) == 1:
+                dx = share
+            elif share is not None:
+                dx = np.empty((form.steps.N, share.shape[1]), self.dtype) if dx is None else dx
+                dx[start:stop] = share
             stop = start
         dfirst = [np.empty_like(array) for array in dlast]
         for row, part in enumerate(self._parts):
@@ -427,9 +439,7 @@ class Recurrent(Module):
             for row, (end, _) in enumerate(self._ends()):
                 for state, array in zip(self.cell.states, dfirst):
                     grads[f"{state}_0{end}"][...] = array[row].sum(axis=0) if learnt else 0.0
-        dx = None
-        if shares[0] is not None:
-            dx = form.out(shares[0] if len(shares) == 1 else np.concatenate(shares[::-1]))
+        dx = None if dx is None else form.out(dx)
         return dx, self._outer_state(dfirst, form), grads
 
     def _check_dy(self, dy: Any, form: Sequences) -> np.ndarray:
@@ -516,7 +526,9 @@ class Recurrent(Module):
         y = np.empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
         parts, rows = self._parts_of(run), self._rows(layer)
         for row in rows:
-            tape, states[row] = parts[row].forward(self.params, run.steps, x, y, states[row], run.given[row], run.keep)
+            packed = None if run.packed is None else run.packed[row]
+            how = run.given[row], run.keep, packed
+            tape, states[row] = parts[row].forward(self.params, run.steps, x, y, states[row], *how)
             tapes.append(tape)
         if self.recurrent_dropout and run.train:
             # y is what was fed back; the output is the first state behind it
@@ -528,10 +540,11 @@ class Recurrent(Module):
     ) -> tuple[np.ndarray, list[Callable]]:
         """Outputs [N, .], and for each piece of time a function that runs it again and keeps what backward needs."""
         steps, pieces, seed = run.steps, [], 0
+        run.packed = [part.packed(self.params) for part in self._parts]
         if self.dropout or self.input_dropout or any(self.zoneout):
             with self._lock:
                 seed = int(run.rng.integers(2**63))
-        length = max(1, math.isqrt(steps.T) if self.recompute is True else self.recompute)
+        length = max(SHORTEST, math.isqrt(steps.T)) if self.recompute is True else self.recompute
         out, states = np.empty((steps.N, self.output_size), self.dtype), None
         for n, t0 in enumerate(range(0, max(1, steps.T), length)):
             t1 = min(t0 + length, steps.T)
@@ -557,7 +570,7 @@ class Recurrent(Module):
         for layer in range(self.num_layers - 1, -1, -1):
             dx = None
             for row in self._rows(layer):
-                share = self._parts[row].backward(self.params, grads, tapes[row], dy, carries[row], add)
+                share = self._parts[row].backward(grads, tapes[row], dy, carries[row], add)
                 dx = share if dx is None else dx + share
             if dx is not None and masks[layer] is not None:
                 dx = dx * masks[layer]
@@ -629,13 +642,14 @@ class _Run:
         self.rng = self.steady = rng
         self.same: dict[Any, np.ndarray] = {}
         self.given: list[Given] | None = None
+        self.packed: list[tuple] | None = None  # weights, where several pieces share them
 
     def piece(self, n: int, t0: int, t1: int, seed: int) -> _Run:
         """The n-th piece of it, from time step t0 to t1, which draws the same whenever it is made."""
         lo, hi = self.steps.starts[t0], self.steps.starts[t1]
         beside = {name: array if len(array) == 1 else array[lo:hi] for name, array in self.beside.items()}
         piece = _Run(self.steps.piece(t0, t1), beside, np.random.default_rng([seed, n]), self.train, self.keep)
-        piece.steady, piece.same = self.steady, self.same
+        piece.steady, piece.same, piece.packed = self.steady, self.same, self.packed
         return piece
 
 

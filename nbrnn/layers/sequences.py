@@ -136,6 +136,7 @@ class Sequences:
         self.order: np.ndarray | None = None
         self.places: np.ndarray | None = None  # of each of the N in the caller's flat array
         self.single = self.ragged is None and x.ndim == (1 if tokens else 2)
+        self.tokens = tokens
         self.batch_first = batch_first and not self.single and self.ragged is None
         if self.ragged is not None:
             if lengths is not None:

@@ -106,6 +106,11 @@ class Sequential(Module):
         """Whether one of the modules takes (B, T, .)."""
         return any(getattr(module, "batch_first", False) for module in self.modules)
 
+    @property
+    def changes_time(self) -> bool:
+        """Whether one of the modules does."""
+        return any(module.changes_time for module in self.modules)
+
     def stream(self, batch_size: int = 1) -> Session:
         """A session that takes one time step at a time, of so many rows; see `nbrnn.layers.streaming`.
 

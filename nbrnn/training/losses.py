@@ -25,14 +25,18 @@ from nbrnn.data.ragged import Ragged
 from nbrnn.kernels.activations import exp
 from nbrnn.kernels.jit import compiled, jitable, run, sharded
 from nbrnn.kernels.simd import fill_behind, lane_max, lane_sum, lanes_of, load, pointer, shift, store, where_less
-from nbrnn.layers.module import FLOATS, check_floats
+from nbrnn.layers.module import check_floats
 from nbrnn.training.config import Configured, build
+from nbrnn.training.counted import (
+    Series,
+    check_per,
+    elements_of_sequences,
+    elements_of_steps,
+    sequence_weights,
+    take_counted,
+)
 
 SHARD = 1 << 16  # logits that are worth a thread
-
-
-PER = ("step", "sequence", "last")
-Series = np.ndarray | Ragged
 
 
 class Loss(Configured):
@@ -50,9 +54,7 @@ class Loss(Configured):
     arguments = ("per", "batch_first")
 
     def __init__(self, per: str = "step", batch_first: bool = False):
-        if per not in PER:
-            raise ValueError(f"per: expected one of {', '.join(PER)}, got {per!r}")
-        self.per, self.batch_first = per, bool(batch_first)
+        self.per, self.batch_first = check_per(per), bool(batch_first)
 
     def __call__(self, y: Series, target: Series, lengths: Any = None) -> tuple[float, Series]:
         """The loss and its gradient.
@@ -77,45 +79,14 @@ class Loss(Configured):
         TypeError, ValueError
             `y`, `target` or `lengths` is of the wrong kind, or they do not fit each other.
         """
-        if not isinstance(y, Ragged):
-            y = _check_output(y)
-            if lengths is None and self.per == "step":
-                return self._mean(y, target, None)
-            return self._padded(y, target, lengths)
-        if lengths is not None:
-            raise ValueError("lengths: expected None beside a Ragged, which has its own")
-        values = _check_output(y.values)
-        if self.per == "last":
-            there = y.lengths > 0
-            rows = y.offsets[1:][there] - 1
-            value, found = self._mean(values[rows], _of_sequences(target, there), None)
-            dy = np.zeros_like(values)
-            dy[rows] = found
-        else:
-            target = y.values_of("target", target)
-            value, dy = self._mean(values, target, None if self.per == "step" else self._weights(y, target))
-        return value, y.with_values(dy)
+        counted = take_counted(y, target, lengths, self.per, self.batch_first)
+        weights = None
+        if counted.offsets is not None:
+            weights = sequence_weights(self._counting(counted.target), counted.offsets)
+        value, dy = self._mean(counted.y, counted.target, weights)
+        return value, counted.put_back(dy)
 
-    def _padded(self, y: np.ndarray, target: Any, lengths: Any) -> tuple[float, np.ndarray]:
-        """Of sequences in one array, which are taken out of their padding."""
-        if y.ndim < 2:
-            raise ValueError(f"y: expected {'(B, T, ...)' if self.batch_first else '(T, B, ...)'}, got {y.shape}")
-        T, B = y.shape[1::-1] if self.batch_first else y.shape[:2]
-        lengths = np.full(B, T) if lengths is None else lengths
-        if self.per != "last":
-            if np.shape(target)[:2] != y.shape[:2]:
-                raise ValueError(f"target: expected {y.shape[:2]} at the beginning, got {np.shape(target)}")
-            target = Ragged.from_padded(target, lengths, self.batch_first)
-        value, dy = self(Ragged.from_padded(y, lengths, self.batch_first), target)
-        return value, np.ascontiguousarray(dy.to_padded(self.batch_first, steps=T)[0])
-
-    def _weights(self, y: Ragged, target: np.ndarray) -> np.ndarray:
-        """The weight of an element in each step, for a mean over sequences of the means of their elements."""
-        counts = np.append(0, np.cumsum(self._counting(target)))[y.offsets]
-        each = np.diff(counts)
-        return np.repeat(1.0 / (np.maximum(each, 1) * max(np.count_nonzero(each), 1)), y.lengths)
-
-    def _counting(self, target: np.ndarray) -> np.ndarray:
+    def _counting(self, target: Any) -> np.ndarray:
         """How many elements of each step count."""
         return np.full(len(target), target[:1].size)
 
@@ -124,28 +95,23 @@ class Loss(Configured):
         raise NotImplementedError
 
     def items(self, target: Series, lengths: Any = None) -> int:
-        """How many things of `target` the mean is taken over."""
-        if self.per != "step":
-            return len(target) if self.per == "last" or isinstance(target, Ragged) else self._sequences(target)
-        if isinstance(target, Ragged):
-            return self._count(target.values)
-        if lengths is not None:
-            return self._count(Ragged.from_padded(target, lengths, self.batch_first).values)
-        return self._count(target)
+        """How many things of `target` the mean is taken over.
 
-    def _sequences(self, target: np.ndarray) -> int:
-        return np.shape(target)[0 if self.batch_first else 1]
+        `lengths` (B,) are those of padded sequences; with `per` "last", of whatever sequences.
+        """
+        if self.per == "last":
+            there = slice(None) if lengths is None else np.asarray(lengths) > 0
+            return self._count(np.asarray(target)[there])
+        if not isinstance(target, Ragged) and (lengths is not None or self.per == "sequence"):
+            T, B = np.shape(target)[1::-1] if self.batch_first else np.shape(target)[:2]
+            target = Ragged.from_padded(target, np.full(B, T) if lengths is None else lengths, self.batch_first)
+        if self.per == "sequence":
+            return int(np.count_nonzero(elements_of_sequences(self._counting(target.values), target.offsets)))
+        return self._count(target.values if isinstance(target, Ragged) else target)
 
     def _count(self, target: np.ndarray) -> int:
+        """How many elements of `target` count."""
         return np.size(target)
-
-
-def _of_sequences(target: Any, there: np.ndarray) -> np.ndarray:
-    """The targets of those sequences that have a step."""
-    if not isinstance(target, np.ndarray) or len(target) != len(there):
-        got = target.shape if isinstance(target, np.ndarray) else type(target).__name__
-        raise ValueError(f"target: expected an array ({len(there)}, ...), one for each sequence, got {got}")
-    return target[there]
 
 
 class CrossEntropy(Loss):
@@ -172,19 +138,11 @@ class CrossEntropy(Loss):
 
     def __init__(self, ignore_index: int = -100, per: str = "step", batch_first: bool = False):
         super().__init__(per, batch_first)
-        if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
-            raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}")
-        self.ignore_index = int(ignore_index)
+        self.ignore_index = check_index(ignore_index)
 
     def _mean(self, y, target, weights):
-        if y.ndim == 0:
-            raise ValueError("y: expected (..., V), got a single number")
-        target = _check_classes(target, y.shape[:-1])
+        target, count = check_classes(y, target, self.ignore_index)
         V = y.shape[-1]
-        count, wrong = _count(target, self.ignore_index, V)
-        if wrong >= 0:
-            expected = f"classes in [0, {V}) or {self.ignore_index} to be ignored"
-            raise ValueError(f"target: expected {expected}, got {target[wrong]}")
         dy, losses = np.empty_like(y), np.empty(target.size)
         weights = np.array([1.0 / max(count, 1)]) if weights is None else weights
         weights = np.repeat(weights, target.size // max(len(weights), 1))
@@ -193,22 +151,36 @@ class CrossEntropy(Loss):
         return float(losses.sum()), dy
 
     def _counting(self, target: np.ndarray) -> np.ndarray:
-        return np.count_nonzero(np.asarray(target).reshape(len(target), -1) != self.ignore_index, axis=1)
+        return elements_of_steps(np.asarray(target) != self.ignore_index)
 
     def _count(self, target: np.ndarray) -> int:
-        """How many elements of `target` are not ignored."""
         return int(np.count_nonzero(np.asarray(target) != self.ignore_index))
 
 
-def _check_classes(target: Any, shape: tuple[int, ...]) -> np.ndarray:
-    """The targets as a vector of int64."""
+def check_index(ignore_index: Any) -> int:
+    """The target of what is ignored, or a clear error."""
+    if isinstance(ignore_index, bool) or not isinstance(ignore_index, (int, np.integer)):
+        raise TypeError(f"ignore_index: expected an integer, got {ignore_index!r}")
+    return int(ignore_index)
+
+
+def check_classes(y: np.ndarray, target: Any, ignore_index: int) -> tuple[np.ndarray, int]:
+    """The targets of logits as a vector of int64, and how many of them are not ignored; or a clear error."""
+    if y.ndim == 0:
+        raise ValueError("y: expected (..., V), got a single number")
+    shape, V = y.shape[:-1], y.shape[-1]
     if not isinstance(target, np.ndarray):
         raise TypeError(f"target: expected a NumPy array of integers, got {type(target).__name__}")
     if target.dtype.kind not in "iu" or not np.can_cast(target.dtype, np.int64):
         raise TypeError(f"target: expected integers (int64 or smaller), got {target.dtype}")
     if target.shape != shape:
         raise ValueError(f"target: expected shape {shape}, that of y without its last dimension, got {target.shape}")
-    return np.ascontiguousarray(target, np.int64).reshape(-1)
+    target = np.ascontiguousarray(target, np.int64).reshape(-1)
+    count, wrong = _count(target, ignore_index, V)
+    if wrong >= 0:
+        expected = f"classes in [0, {V}) or {ignore_index} to be ignored"
+        raise ValueError(f"target: expected {expected}, got {target[wrong]}")
+    return target, count
 
 
 @compiled
@@ -316,15 +288,6 @@ class BCEWithLogits(_ByElement):
 
         # log(1 + exp(y)) = max(y, 0) + log(1 + exp(-|y|)), which does not overflow
         return np.maximum(y, 0) - y * target + np.log1p(np.exp(-np.abs(y))), expit(y) - target
-
-
-def _check_output(y: Any) -> np.ndarray:
-    """`y` C-contiguous in native byte order, or a clear error."""
-    if not isinstance(y, np.ndarray):
-        raise TypeError(f"y: expected a NumPy array, got {type(y).__name__}")
-    if y.dtype.name not in FLOATS:
-        raise TypeError(f"y: expected float32 or float64 values, got {y.dtype}")
-    return np.asarray(y, y.dtype.name, order="C")
 
 
 def from_config(config: Any) -> Loss:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from nbrnn.data.ragged import Ragged
 from nbrnn.layers.module import Module, Parameters, check_size
 from nbrnn.training import losses, optimizers, schedules
 from nbrnn.training.callbacks import Callback
@@ -29,7 +30,7 @@ from nbrnn.training.checkpoint import CheckpointError, flatten, unflatten
 from nbrnn.training.clipping import clip_by_value, global_norm
 from nbrnn.training.config import check_number
 from nbrnn.training.history import History, Progress, monitored
-from nbrnn.training.truncation import Window, reset_rows
+from nbrnn.training.truncation import Window, check_reset, reset_rows
 
 Loss = Callable[[np.ndarray, np.ndarray], tuple[float, np.ndarray]]
 Batches = Iterable[tuple]
@@ -140,7 +141,7 @@ class Trainer:
             The loss or a gradient is not finite; parameters and optimizer are as they were before.
         """
         y, state_n, pullback = self._window.vjp(x, state, lengths, reset)
-        value, dy = self.loss(y, target) if lengths is None else self.loss(y, target, lengths)
+        value, dy = self._loss_of(y, target, lengths)
         if not math.isfinite(value):
             raise self._not_finite(f"the loss is {value}")
         pullback(dy, self.grads)
@@ -257,7 +258,7 @@ class Trainer:
         for x, target, *rest in self._rest_of(batches):
             value, state = self.step(x, target, self.state, *rest)
             self.state = state if carries else None
-            self.progress.add(value, self._items(target, *rest[:1]))
+            self.progress.add(value, self._items(x, target, *rest[:1]))
             self.progress.seconds = time.perf_counter() - started
             _tell(callbacks, "on_step", self, value)
             if self._leaving:
@@ -320,18 +321,27 @@ class Trainer:
         """
         total, state = Progress(), None
         for x, target, *rest in batches:
-            lengths = [given for given in rest[:1] if given is not None]
-            y, state = self.model(x, reset_rows(state, *rest[1:] or (None,)), *lengths)
-            total.add(self.loss(y, target, *lengths)[0], self._items(target, *lengths))
+            lengths, reset = (*rest, None, None)[:2]
+            state = reset_rows(state, check_reset(self.model, x, reset))
+            y, state = self.model(x, state) if lengths is None else self.model(x, state, lengths)
+            total.add(self._loss_of(y, target, lengths)[0], self._items(x, target, lengths))
             if not getattr(batches, "carries_state", False):
                 state = None
         if not total.batches:
             raise ValueError(NO_BATCHES)
         return total.loss
 
-    def _items(self, target: Any, lengths: Any = None) -> int:
+    def _loss_of(self, y: Any, target: Any, lengths: Any) -> tuple[float, Any]:
+        """The loss and its gradient; the lengths of x are those of y only where the model keeps its steps."""
+        return self.loss(y, target) if lengths is None or self.model.changes_time else self.loss(y, target, lengths)
+
+    def _items(self, x: Any, target: Any, lengths: Any = None) -> int:
         """How many things the mean of a batch's loss is taken over."""
-        return self.loss.items(target, lengths) if isinstance(self.loss, losses.Loss) else np.size(target)
+        if not isinstance(self.loss, losses.Loss):
+            return np.size(target)
+        if isinstance(x, Ragged) and self.loss.per == "last":
+            lengths = x.lengths
+        return self.loss.items(target, None if self.model.changes_time else lengths)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -31,7 +31,9 @@ class Piece(NamedTuple):
         """Time steps, k1."""
         if isinstance(self.x, Ragged):
             return int(self.x.lengths.max(initial=0))
-        return np.shape(self.x)[int(batch_first)]
+        x = np.asarray(self.x)
+        single = x.ndim == (1 if x.dtype.kind in "iu" else 2)
+        return x.shape[int(batch_first and not single)]
 
 
 class Window:
@@ -56,7 +58,7 @@ class Window:
         """
         pieces = [
             *(self.pieces if state is not None and state is self.state else []),
-            Piece(x, *map(_array, (lengths, reset)), state),
+            Piece(x, None if lengths is None else np.asarray(lengths), check_reset(self.model, x, reset), state),
         ]
         if self.k2 is not None:
             steps = [piece.steps(getattr(self.model, "batch_first", False)) for piece in pieces]
@@ -76,19 +78,22 @@ class Window:
     def tree(self) -> list[dict[str, Any]]:
         """The batches, nested as a checkpoint keeps them."""
         return [
-            piece._asdict() | {"x": vars(piece.x) if isinstance(piece.x, Ragged) else piece.x} for piece in self.pieces
+            piece._asdict()
+            | {"x": vars(piece.x) if isinstance(piece.x, Ragged) else piece.x}
+            | {"reset": None if piece.reset is None else piece.reset.astype(np.uint8)}  # checkpoints have no booleans
+            for piece in self.pieces
         ]
 
     def load(self, tree: list[dict[str, Any]], state: Any) -> None:
         """Go on from what `tree` gave, and from the state behind it."""
         self.pieces = [
-            Piece(**kept | {"x": Ragged(**kept["x"]) if isinstance(kept["x"], dict) else kept["x"]}) for kept in tree
+            Piece(**kept)._replace(
+                x=Ragged(**kept["x"]) if isinstance(kept["x"], dict) else kept["x"],
+                reset=None if kept["reset"] is None else np.asarray(kept["reset"], bool),
+            )
+            for kept in tree
         ]
         self.state = state
-
-
-def _array(values: Any) -> np.ndarray | None:
-    return None if values is None else np.asarray(values)
 
 
 def _back(calls: list[tuple], dy: Any, out: Parameters) -> None:
@@ -108,21 +113,29 @@ def _zeros_like(y: Any) -> Any:
     return y.with_values(np.zeros_like(y.values)) if isinstance(y, Ragged) else np.zeros_like(y)
 
 
-def reset_rows(state: Any, rows: Any) -> Any:
-    """A state whose rows are zero where `rows` (B,) says so.
+def check_reset(model: Module, x: Any, rows: Any) -> np.ndarray | None:
+    """Which rows of a batch begin something new, as booleans (B,) or None.
 
     Raises
     ------
     TypeError, ValueError
         `rows` is not one boolean for each row.
     """
+    if rows is None:
+        return None
+    rows = np.asarray(rows)
+    if rows.dtype != bool:
+        raise TypeError(f"reset: expected booleans, got {rows.dtype}")
+    B = len(x) if isinstance(x, Ragged) else np.shape(x)[int(not getattr(model, "batch_first", False))]
+    if rows.shape != (B,):
+        raise ValueError(f"reset: expected ({B},), one for each row, got {rows.shape}")
+    return rows
+
+
+def reset_rows(state: Any, rows: np.ndarray | None) -> Any:
+    """A state, nested as it may be, whose rows are zero where `rows` (B,) says so."""
     if rows is None or state is None:
         return state
     if isinstance(state, (tuple, list)):
         return tuple(reset_rows(part, rows) for part in state)
-    rows = np.asarray(rows)
-    if rows.dtype != bool:
-        raise TypeError(f"reset: expected booleans, got {rows.dtype}")
-    if rows.shape != state.shape[1:2]:
-        raise ValueError(f"reset: expected {state.shape[1:2]}, one for each row, got {rows.shape}")
     return np.where(rows[:, None], state.dtype.type(0), state)
