@@ -45,6 +45,10 @@ TAGS = sorted({TAG_OF.get(kind, kind) for kind in WORDS})
 VOCABULARY = sorted({word for words in WORDS.values() for word in words.split()})
 
 
+def tags_of(word):
+    return {TAG_OF.get(kind, kind) for kind, words in WORDS.items() if word in words.split()}
+
+
 def expand(symbol, depth, rng):
     """Pairs of a word and its tag."""
     if symbol in WORDS:
@@ -87,27 +91,28 @@ def main():
     options = parser.parse_args()
     words, tags = sentences(options.sentences + 1000, np.random.default_rng(0))
     (words, unseen), (tags, truth) = ((part[:-1000], part[-1000:]) for part in (words, tags))
-    L, kinds = unseen.lengths, [sum(word in text.split() for text in WORDS.values()) for word in VOCABULARY]
-    ambiguous = np.array(kinds)[unseen.values] > 1
-    print(f"{len(words)} sentences to learn from, {len(unseen)} others to be tagged: {L.min()} to {L.max()} words long,")
-    print(f"{100 * ambiguous.mean():.0f} per cent of the words ambiguous\n")
+    L, ambiguous = unseen.lengths, np.array([len(tags_of(word)) > 1 for word in VOCABULARY])[unseen.values]
+    print(f"{len(words)} sentences to learn from, {len(unseen)} others to be tagged: {L.min()} to {L.max()} words,")
+    print(f"{100 * ambiguous.mean():.0f} per cent of which are ambiguous\n")
 
-    found = {
-        "most frequent tag": most_frequent(words, tags, unseen),
-        "LSTM, left to right": learn(words, tags, unseen, options.epochs, False),
-        "LSTM, both directions": learn(words, tags, unseen, options.epochs, True),
-    }
     print(f"{'per cent right':24}{'all words':>12}{'ambiguous':>12}{'sentences':>12}")
-    for name, guess in found.items():
-        right = guess == truth.values
-        whole = np.mean([one.all() for one in unseen.with_values(right)])
-        print(f"{name:24}{100 * right.mean():12.2f}{100 * right[ambiguous].mean():12.2f}{100 * whole:12.2f}")
+    guesses = {"most frequent tag": most_frequent(words, tags, unseen)}
+    for name, bidirectional in {"LSTM, left to right": False, "LSTM, both directions": True}.items():
+        guesses[name] = learn(words, tags, unseen, options.epochs, bidirectional)
+    for name, guess in guesses.items():
+        right = truth.with_values(guess == truth.values)
+        whole = np.array([one.all() for one in right])
+        shares = right.values.mean(), right.values[ambiguous].mean(), whole.mean()
+        print(f"{name:24}" + "".join(f"{100 * share:12.2f}" for share in shares))
+        if name == "LSTM, left to right":
+            n = np.argmax(~whole & (L == int(np.median(L))))
 
-    print("\nthe first of median length: tags of the grammar, and of the three; * is wrong\n")
-    n = int(np.argmax(np.median(L).astype(int) == L))
+    print("\nof median length, and not all right from left to right: the grammar's tags, and")
+    print("those of the three; * is wrong\n")
     for at in range(*unseen.offsets[[n, n + 1]]):
-        cells = [f"{TAGS[guess[at]]}{'' if guess[at] == truth.values[at] else ' *'}" for guess in found.values()]
-        print("".join(f"{cell:12}" for cell in (VOCABULARY[unseen.values[at]], TAGS[truth.values[at]], *cells)).rstrip())
+        cells = [TAGS[guess[at]] + " *" * int(guess[at] != truth.values[at]) for guess in guesses.values()]
+        cells = [VOCABULARY[unseen.values[at]], TAGS[truth.values[at]], *cells]
+        print("".join(f"{cell:12}" for cell in cells).rstrip())
 
 
 if __name__ == "__main__":

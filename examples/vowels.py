@@ -4,13 +4,12 @@
     python examples/vowels.py --seeds 5         five networks of each kind instead of three
 
 The data are Japanese Vowels (M. Kudo, J. Toyama and M. Shimbo, Multidimensional Curve Classification Using
-Passing-Through Regions, 1999): nine men say /ae/, in 12 LPC cepstrum coefficients and 7 to 29 frames. They are used
-where aeon or sktime is installed, which bring the files with them; nothing is downloaded. Otherwise, and with
---generated, series of that kind are made up: a vowel that glides into another, sooner or later and faster or slower,
-with an error of the recording and a noise that lasts some frames. Only their shape is that of the original.
+Passing-Through Regions, 1999): nine men say /ae/, in 12 cepstrum coefficients and 7 to 29 frames. They are read where
+an installed aeon or sktime has the files; nothing is downloaded. Otherwise, and with --generated, series of that shape
+are made up: a vowel glides into another, sooner or later, faster or slower, with an error and a noise.
 
-A GRU reads the frames; its last output, or the mean, the maximum or a learnt average of all outputs, goes through a
-linear layer. There is one target for each sequence.
+A GRU reads the frames. Its last output, or the mean, the maximum or a learnt average of all (attention), goes through
+a linear layer, and there is one target for each sequence.
 """
 
 import argparse
@@ -18,6 +17,7 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+from scipy.signal import lfilter
 
 import nbrnn
 
@@ -32,12 +32,9 @@ POOLING = {
 
 def installed():
     """The folder of the original data in a package that is here, or None."""
-    for package in ("aeon", "sktime"):
-        found = importlib.util.find_spec(package)
-        folder = Path(found.origin).parent / "datasets" / "data" / "JapaneseVowels" if found and found.origin else None
-        if folder and (folder / "JapaneseVowels_TRAIN.ts").exists():
-            return folder
-    return None
+    packages = [importlib.util.find_spec(name) for name in ("aeon", "sktime")]
+    folders = [Path(found.origin).parent / "datasets/data/JapaneseVowels" for found in packages if found]
+    return next((folder for folder in folders if (folder / "JapaneseVowels_TRAIN.ts").exists()), None)
 
 
 def read(path):
@@ -57,18 +54,10 @@ def generate(each, rng, vowels):
     for first, second in vowels[labels]:
         t = np.linspace(0, 1, rng.integers(7, 30))[:, None]
         glide = 1 / (1 + np.exp(-(t - rng.uniform(0.2, 0.8)) / rng.uniform(0.05, 0.2)))
-        noise = rng.standard_normal((len(t), CHANNELS))
-        for before, after in zip(noise, noise[1:]):
-            after += 0.8 * before
         error = 0.3 * rng.standard_normal(CHANNELS)
-        series.append((first + (second - first) * glide + error + 0.2 * noise).astype("float32"))
+        noise = lfilter([0.2], [1, -0.8], rng.standard_normal((len(t), CHANNELS)), axis=0)
+        series.append((first + (second - first) * glide + error + noise).astype("float32"))
     return series, labels
-
-
-def standardise(train, test):
-    frames = np.concatenate(train)
-    mean, deviation = frames.mean(axis=0), frames.std(axis=0)
-    return ([(one - mean) / deviation for one in part] for part in (train, test))
 
 
 def nearest_centroid(train, labels, test):
@@ -80,8 +69,8 @@ def nearest_centroid(train, labels, test):
 
 def learn(pooling, train, labels, test, epochs, seed):
     """What a network trained on one set says about the other."""
-    gru, linear = nbrnn.GRU(CHANNELS, HIDDEN, seed=seed), nbrnn.Linear(HIDDEN, SPEAKERS, seed=seed + 100)
-    model = nbrnn.Sequential(gru, pooling(), linear)
+    linear = nbrnn.Linear(HIDDEN, SPEAKERS, seed=seed + 100)
+    model = nbrnn.Sequential(nbrnn.GRU(CHANNELS, HIDDEN, seed=seed), pooling(), linear)
     trainer = nbrnn.Trainer(model, nbrnn.CrossEntropy(), nbrnn.Adam(0.005), clip_norm=1.0)
     trainer.fit(nbrnn.data.RaggedBatches(train, labels, 16, seed=seed), epochs)
     y, _ = model(nbrnn.Ragged.from_list(test))
@@ -101,7 +90,8 @@ def main():
         rng = np.random.default_rng(0)
         vowels = 0.5 * rng.standard_normal((SPEAKERS, 2, CHANNELS)) + rng.standard_normal((2, CHANNELS))
         (train, labels), (test, truth) = (generate(each, rng, vowels) for each in (30, 40))
-    train, test = standardise(train, test)
+    frames = np.concatenate(train)
+    train, test = ([(one - frames.mean(axis=0)) / frames.std(axis=0) for one in part] for part in (train, test))
     L = [len(one) for one in train + test]
     print(f"{'Japanese Vowels' if folder else 'generated series'}: {len(train)} to learn from, {len(test)} others;")
     print(f"{SPEAKERS} speakers, {CHANNELS} channels, {min(L)} to {max(L)} frames\n")

@@ -1,9 +1,13 @@
 """Losses against SciPy's log-softmax, torch and finite differences; their edges, and what they refuse."""
 
+import json
+
 import numpy as np
+import oracle
 import pytest
 from scipy.special import log_softmax, softmax
 
+from nbrnn.data.ragged import Ragged
 from nbrnn.kernels.jit import get_num_threads, set_num_threads
 from nbrnn.training.losses import MAE, MSE, BCEWithLogits, CrossEntropy, from_config
 
@@ -276,6 +280,252 @@ def test_bce_wants_probabilities():
         BCEWithLogits()(np.zeros(2), np.array([0.0, -0.5]))
 
 
+# ------------------------------------------------------------------ sequences
+
+PER = pytest.mark.parametrize("per", ["step", "sequence", "last"])
+KINDS = pytest.mark.parametrize("kind", [CrossEntropy, MSE, MAE, BCEWithLogits])
+LENGTHS = np.array([4, 0, 6, 1, 3])
+FORMS = pytest.mark.parametrize("form", ["ragged", "padded", "padded, batch first", "plain", "plain, batch first"])
+
+
+def of_step(kind, y, target, ignored=-100):
+    """The losses of the elements of one step that count, and their derivatives, in float64."""
+    if kind is not CrossEntropy:
+        return tuple(FORMULAS[kind](y.astype(np.float64), target.astype(np.float64)))
+    y, target = y.astype(np.float64).reshape(-1, y.shape[-1]), np.ravel(target)
+    rows = np.flatnonzero(target != ignored)
+    slopes = np.zeros_like(y)
+    slopes[rows] = softmax(y[rows], axis=1)
+    slopes[rows, target[rows]] -= 1
+    return -log_softmax(y[rows], axis=1)[range(len(rows)), target[rows]], slopes
+
+
+def of_sequences(kind, y, target, per, ignored=-100):
+    """The mean over lists of sequences and its gradients, as the definition says; `target` has one for each step."""
+    slopes = [np.zeros(one.shape) for one in y]
+    places = [(b, t) for b, one in enumerate(y) for t in range(len(one)) if per != "last" or t == len(one) - 1]
+    found = {place: of_step(kind, y[place[0]][place[1]], target[place[0]][place[1]], ignored) for place in places}
+    each = [sum(found[p][0].size for p in places if p[0] == b) for b in range(len(y))]
+    total = 0.0
+    for (b, t), (terms, its_slopes) in found.items():
+        share = each[b] * sum(n > 0 for n in each) if per == "sequence" else sum(each)
+        total += terms.sum() / max(share, 1)
+        slopes[b][t] = its_slopes.reshape(y[b][t].shape) / max(share, 1)
+    return total, slopes
+
+
+def problem(kind, rest=(), lengths=LENGTHS, dtype="float64", ignored=-100):
+    """Outputs and targets of sequences, as lists; of classes some are to be ignored, all of the fourth's."""
+    rng = np.random.default_rng(3)
+    y = [(rng.standard_normal((n, *rest, 5)) * 2).astype(dtype) for n in lengths]
+    if kind is not CrossEntropy:
+        return y, [rng.random(one.shape).astype(dtype) for one in y]
+    target = [rng.integers(0, 5, one.shape[:-1]) for one in y]
+    target[0].flat[:1] = target[2].flat[:2] = ignored
+    target[3][...] = ignored
+    return y, target
+
+
+def last_of(target):
+    """The target of each sequence; that of one without steps is nobody's."""
+    return np.array([one[-1] if len(one) else np.full(one.shape[1:], 99) for one in target])
+
+
+def padded(arrays, batch_first, fill):
+    rows = np.full((len(arrays), 8, *arrays[0].shape[1:]), fill, arrays[0].dtype)
+    for row, one in zip(rows, arrays):
+        row[: len(one)] = one
+    return rows if batch_first else np.ascontiguousarray(rows.swapaxes(0, 1))
+
+
+def given_as(form, y, target, per):
+    """y, target and lengths in some form; the padding holds what would be seen."""
+    rows_first = "batch first" in form
+    if form == "ragged":
+        return Ragged.from_list(y), last_of(target) if per == "last" else Ragged.from_list(target)
+    if form.startswith("plain"):
+        stacked = [np.stack(arrays, axis=int(not rows_first)) for arrays in (y, target)]
+        return stacked[0], last_of(target) if per == "last" else stacked[1]
+    wrong = np.nan if target[0].dtype.kind == "f" else 77
+    with_padding = last_of(target) if per == "last" else padded(target, rows_first, wrong)
+    return padded(y, rows_first, np.nan), with_padding, [len(one) for one in y]
+
+
+@KINDS
+@PER
+@FORMS
+@DTYPES
+@pytest.mark.parametrize("rest", [(), (2,)])
+def test_means_over_sequences_are_as_defined(kind, per, form, dtype, rest):
+    lengths = [6] * 5 if form.startswith("plain") else LENGTHS
+    y, target = problem(kind, rest, lengths, dtype)
+    want, slopes = of_sequences(kind, y, target, per)
+    given = given_as(form, y, target, per)
+    value, dy = kind(per=per, batch_first="batch first" in form)(*given)
+    assert isinstance(value, float)
+    assert value == pytest.approx(want, rel=TOLERANCE[dtype])
+    assert type(dy) is type(given[0])
+    assert dy.dtype == dtype
+    if form == "ragged":
+        np.testing.assert_array_equal(dy.offsets, given[0].offsets)
+        dy, slopes = dy.values, np.concatenate(slopes)
+    else:
+        assert dy.flags.c_contiguous
+        slopes = given_as(form, slopes, slopes, "step")[0]
+        slopes = np.nan_to_num(slopes, nan=0.0)  # padding
+        assert dy.shape == slopes.shape
+    np.testing.assert_allclose(dy, slopes, rtol=0, atol=TOLERANCE[dtype])
+    assert (dy[slopes == 0] == 0).all()
+
+
+@KINDS
+@PER
+@FORMS
+def test_gradients_of_means_over_sequences_agree_with_finite_differences(kind, per, form):
+    y, target = problem(kind, (), [3] * 4 if form.startswith("plain") else LENGTHS)
+    given, loss = given_as(form, y, target, per), kind(per=per, batch_first="batch first" in form)
+    values = [np.asarray(x.values if isinstance(x, Ragged) else x) for x in (given[0], loss(*given)[1])]
+    numeric = oracle.numeric_gradient(lambda: loss(*given)[0], values[0])
+    np.testing.assert_allclose(values[1], numeric, rtol=0, atol=1e-11)
+
+
+@PER
+@pytest.mark.parametrize("ignored", [-100, 2])
+def test_ignored_steps_count_for_no_sequence(per, ignored):
+    y, target = problem(CrossEntropy, (2,), ignored=ignored)
+    loss = CrossEntropy(ignored, per)
+    value, dy = loss(*given_as("ragged", y, target, per))
+    want, slopes = of_sequences(CrossEntropy, y, target, per, ignored)
+    assert value == pytest.approx(want, rel=1e-13)
+    np.testing.assert_allclose(dy.values, np.concatenate(slopes), rtol=0, atol=1e-15)
+    assert (dy[3] == 0).all()
+    y[3][...] = np.nan
+    if per != "last":
+        assert loss(*given_as("ragged", y, target, per))[0] == value
+
+
+@KINDS
+@PER
+def test_a_nan_among_the_steps_is_seen(kind, per):
+    y, target = problem(kind)
+    y[2][-1, 3] = np.nan
+    for form in ("ragged", "padded"):
+        value, dy = kind(per=per)(*given_as(form, y, target, per))
+        assert np.isnan(value)
+        dy = dy.values if isinstance(dy, Ragged) else dy
+        assert np.isnan(dy).any()
+        assert np.isfinite(dy).mean() > 0.7
+
+
+@KINDS
+@PER
+@DTYPES
+def test_where_no_step_is_there_the_loss_is_zero(kind, per, dtype):
+    for rest in ((), (2,)):
+        nothing, target = problem(kind, rest, [0, 0, 0, 0], dtype)
+        loss = kind(per=per)
+        for form in ("ragged", "padded"):
+            given = given_as(form, nothing, target, per)
+            if per == "last" and kind is not CrossEntropy:
+                given = (given[0], given[1].astype(dtype), *given[2:])
+            value, dy = loss(*given)
+            assert value == 0.0
+            assert dy.dtype == dtype
+            values = [x.values if isinstance(x, Ragged) else x for x in (dy, given[0])]
+            assert values[0].shape == values[1].shape
+            assert not values[0].any()
+            assert loss.items(given[1], *([0] * 4,) if per == "last" else given[2:]) == 0
+
+
+@PER
+def test_items_are_what_the_mean_is_taken_over(per):
+    for rest in ((), (2,)):
+        for kind in (CrossEntropy, MSE):
+            y, target = problem(kind, rest)
+            loss = kind(per=per)
+            elements = [sum(of_step(kind, *pair)[0].size for pair in zip(*both)) for both in zip(y, target)]
+            want = {
+                "step": sum(elements),
+                "sequence": sum(n > 0 for n in elements),
+                "last": sum(of_step(kind, a[-1], b[-1])[0].size for a, b in zip(y, target) if len(a)),
+            }[per]
+            for form in ("ragged", "padded", "padded, batch first"):
+                _, target_of_form, *_ = given_as(form, y, target, per)
+                lengths = None if form == "ragged" and per != "last" else LENGTHS
+                items = kind(per=per, batch_first="batch first" in form).items(target_of_form, lengths)
+                assert items == want
+                assert isinstance(items, int)
+            plain = [target[2][:3], target[2][3:]]
+            counts = [
+                sum(of_step(kind, a, b)[0].size for a, b in zip(y[2][t : t + 3], one)) for t, one in zip((0, 3), plain)
+            ]
+            for batch_first in (False, True):
+                loss = kind(per=per, batch_first=batch_first)
+                stacked = np.stack(plain, axis=int(not batch_first))
+                if per == "last":
+                    assert loss.items(last_of(plain)) == sum(
+                        of_step(kind, y[2][t], target[2][t])[0].size for t in (2, 5)
+                    )
+                else:
+                    assert loss.items(stacked) == (sum(counts) if per == "step" else 2)
+
+
+def test_the_weights_of_batches_make_the_mean_of_all_sequences():
+    for kind in (CrossEntropy, MSE, MAE, BCEWithLogits):
+        for per in ("step", "sequence", "last"):
+            y, target = problem(kind)
+            loss = kind(per=per)
+            parts = [given_as("ragged", y[some], target[some], per) for some in (slice(0, 2), slice(2, 5))]
+            found = [
+                (loss(*part)[0], loss.items(part[1], part[0].lengths if per == "last" else None)) for part in parts
+            ]
+            whole = loss(*given_as("ragged", y, target, per))[0]
+            assert sum(v * n for v, n in found) / sum(n for _, n in found) == pytest.approx(whole, rel=1e-14)
+
+
+Y = np.ones((4, 3, 2))
+RAGGED, OTHER = Ragged(np.ones((4, 2)), [0, 1, 4]), Ragged(np.ones((4, 2)), [0, 2, 4])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "error", "message"),
+    [
+        ((Y, Y, [1, 2]), {}, ValueError, r"lengths: expected \(3,\), one for each row, got \(2,\)"),
+        ((Y, Y, [1, 2]), {"batch_first": True}, ValueError, r"lengths: expected \(4,\), one for each row, got \(2,\)"),
+        ((Y, Y, [1, 2, 5]), {}, ValueError, "lengths: expected numbers from 0 to 4, got 1 to 5"),
+        ((Y, Y, [1.0, 2.0, 3.0]), {}, TypeError, "lengths: expected integers, got float64"),
+        ((Y[0, 0], Y[0, 0], [1]), {}, ValueError, r"y: expected \(T, B, ...\), got \(2,\)"),
+        ((Y[0, 0], Y[0, 0]), {"per": "sequence", "batch_first": True}, ValueError, r"y: expected \(B, T, ...\), got"),
+        ((Y, Y[:3], [1, 2, 3]), {}, ValueError, r"target: expected \(4, 3\) at the beginning, got \(3, 3, 2\)"),
+        ((Y, Y[..., :1], [1, 2, 3]), {}, ValueError, r"target: expected \(6, 2\), got \(6, 1\)"),
+        ((Y, RAGGED, [1, 2, 3]), {}, TypeError, r"target: expected an array \(4, 3\), like y, got a Ragged"),
+        ((Y, RAGGED), {}, TypeError, "target: expected an array .*, got a Ragged"),
+        (
+            (Y, Y),
+            {"per": "last"},
+            ValueError,
+            r"target: expected an array \(3, ...\), one for each .*, got \(4, 3, 2\)",
+        ),
+        ((Y, np.array(1.0)), {"per": "last"}, ValueError, r"target: expected an array \(3, ...\), .*, got \(\)"),
+        ((RAGGED, RAGGED), {"per": "last"}, ValueError, r"target: expected an array \(2, ...\), .*, got Ragged"),
+        ((RAGGED, OTHER), {}, ValueError, r"target: expected the lengths \[1 3\], got \[2 2\]"),
+        ((RAGGED, RAGGED.values), {}, TypeError, "target: expected a Ragged, got ndarray"),
+        ((RAGGED, RAGGED, [1, 3]), {}, ValueError, "lengths: expected None beside a Ragged, which has its own"),
+        ((Ragged(np.ones(4, int), [0, 4]), RAGGED), {}, TypeError, "y: expected float32 or float64 values, got int64"),
+    ],
+)
+def test_losses_of_sequences_say_what_is_wrong(arguments, options, error, message):
+    with pytest.raises(error, match=message):
+        MSE(**options)(*arguments)
+
+
+@KINDS
+def test_per_is_one_of_three(kind):
+    for per in ("batch", None, 1):
+        with pytest.raises(ValueError, match=f"per: expected one of step, sequence, last, got {per!r}"):
+            kind(per=per)
+
+
 # ------------------------------------------------------------------ all losses
 
 
@@ -297,9 +547,17 @@ def test_gradients_agree_with_finite_differences(loss):
         assert dy[index] == pytest.approx(difference(loss, y, target, direction), rel=1e-7, abs=1e-10)
 
 
-@pytest.mark.parametrize("loss", [CrossEntropy(7), MSE(), MAE(), BCEWithLogits()], ids=repr)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *(CrossEntropy(7), MSE(), MAE(), BCEWithLogits()),
+        *(CrossEntropy(7, "sequence", True), MSE("last"), MAE("sequence", True), BCEWithLogits("last", True)),
+    ],
+    ids=repr,
+)
 def test_a_loss_is_built_again_from_its_config(loss):
-    again = from_config(loss.config())
+    again = from_config(json.loads(json.dumps(loss.config())))
+    assert (again.per, again.batch_first) == (loss.per, loss.batch_first)
     assert type(again) is type(loss)
     assert again.config() == loss.config()
 

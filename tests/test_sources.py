@@ -12,7 +12,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbrnn.data import GeneratorStream, Ragged, RaggedBatches, SeriesStream, SeriesWindows, TextStream, streams
+from nbrnn.data import (
+    DocumentStream,
+    GeneratorStream,
+    Ragged,
+    RaggedBatches,
+    SeriesStream,
+    SeriesWindows,
+    TextStream,
+    streams,
+)
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor – quer über den großen Sylter Deich. 日本語のテキスト 🙂🙃 " * 40
 
@@ -296,6 +305,145 @@ def test_wrong_series_streams(x, target, sizes, error, words):
         SeriesStream(x, target, *sizes)
 
 
+# ------------------------------------------------------------------ streams of documents
+
+
+def by_document(batches, rows):
+    """The pieces of x and target that each row gives from one reset to the next."""
+    found, begun = [], [False] * rows
+    for x, target, lengths, reset in batches:
+        assert lengths.dtype == np.int64
+        assert reset.dtype == bool
+        assert lengths.shape == reset.shape == (rows,)
+        assert len(x) == len(target) == lengths.max() > 0
+        assert x.shape[1] == target.shape[1] == rows
+        for b, (n, begins) in enumerate(zip(lengths, reset)):
+            assert not x[n:, b].any()
+            assert not target[n:, b].any()
+            if begins:
+                begun[b] = []
+                found.append(begun[b])
+            assert n > 0 or not begins
+            if n:
+                begun[b].append((x[:n, b], target[:n, b]))
+    return found
+
+
+@given(
+    st.lists(st.integers(0, 12), min_size=1, max_size=12).filter(lambda lengths: max(lengths) > 1),
+    st.integers(1, 5),
+    st.integers(1, 6),
+    st.sampled_from(["next", "targets", "ragged"]),
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_every_step_of_every_document_comes_once(lengths, B, steps, form, shuffle, seed):
+    documents = [np.stack([np.full(n, d), np.arange(n)], axis=1) + 1.0 for d, n in enumerate(lengths)]
+    shift = int(form == "next")
+    wanted = [one[1:] if shift else -one for one in documents]
+    targets = None if shift else wanted
+    if form == "ragged":
+        documents, targets = Ragged.from_list(documents), Ragged.from_list(targets)
+    stream = DocumentStream(documents, targets, B, steps, seed=seed, shuffle=shuffle)
+    for _ in range(2):
+        batches = list(stream)
+        found = by_document(batches, B)
+        # one after the other, and no row waits for a batch while there are documents
+        order = [int(pieces[0][0][0, 0]) - 1 for pieces in found]
+        assert sorted(order) == [d for d, n in enumerate(lengths) if n > shift]
+        assert shuffle or order == sorted(order)
+        waiting = len(order)
+        for *_, its_lengths, reset in batches:
+            waiting -= reset.sum()
+            assert its_lengths.all() or not waiting
+        for d, pieces in zip(order, found):
+            assert [len(x) for x, _ in pieces[:-1]] == [steps] * (len(pieces) - 1)
+            np.testing.assert_array_equal(np.concatenate([x for x, _ in pieces]), documents[d][: lengths[d] - shift])
+            np.testing.assert_array_equal(np.concatenate([target for _, target in pieces]), wanted[d])
+
+
+def test_a_row_begins_its_next_document_in_the_next_batch():
+    documents = [np.arange(n) + 10 * d for d, n in enumerate([5, 2, 4, 1], 1)]
+    found = [
+        ([row[:n].tolist() for row, n in zip(x.T, lengths)], lengths.tolist(), reset.tolist())
+        for x, _, lengths, reset in DocumentStream(documents, documents, 2, 3)
+    ]
+    assert found == [
+        ([[10, 11, 12], [20, 21]], [3, 2], [True, True]),
+        ([[13, 14], [30, 31, 32]], [2, 3], [False, True]),
+        ([[40], [33]], [1, 1], [True, False]),
+    ]
+
+
+def test_documents_have_the_shapes_of_series():
+    vectors, tokens = [np.arange(4.0, dtype="f4"), np.ones(2, "f4")], [np.arange(4, dtype=">i2"), np.ones(2, ">i2")]
+    for documents, targets, x_shape, target_shape in [
+        (vectors, None, (3, 2, 1), (3, 2, 1)),
+        (tokens, None, (3, 2), (3, 2)),
+        (vectors, tokens, (4, 2, 1), (4, 2)),
+        ([np.ones((4, 5)), np.ones((2, 5))], vectors, (4, 2, 5), (4, 2, 1)),
+        (np.ones((2, 4, 5)), np.ones((2, 4, 3)), (4, 2, 5), (4, 2, 3)),
+        ([[1, 2, 3, 4], [5, 6]], None, (3, 2), (3, 2)),
+    ]:
+        x, target, *_ = next(iter(DocumentStream(documents, targets, 2, 9)))
+        assert (x.shape, target.shape) == (x_shape, target_shape)
+        assert x.dtype == np.asarray(documents[0]).dtype.newbyteorder("=")
+        assert x.dtype.isnative
+        assert target.dtype.isnative
+
+
+def test_documents_are_shuffled_anew():
+    documents = [np.full(2, n) for n in range(200)]
+    stream = DocumentStream(documents, documents, 4, 2, seed=0, shuffle=True)
+    orders = [np.concatenate([x[0] for x, *_ in stream]) for _ in range(2)]
+    assert not (orders[0] == orders[1]).all()
+    assert sorted(orders[0]) == list(range(200))
+
+
+def test_documents_are_read_piece_by_piece(tmp_path):
+    x, target = (Counted(np.arange(1000.0)) for _ in range(2))
+    stream = DocumentStream([x], [target], 2, 7)
+    iteration = iter(stream)
+    assert x.read == target.read == []
+    next(iteration)
+    assert x.read == target.read == [(0, 7)]
+    stream.load_state_dict(stream.state_dict() | {"position": 100})
+    next(iter(stream))
+    assert x.read == target.read == [(0, 7), (700, 707)]
+    np.save(tmp_path / "x.npy", np.arange(5))
+    assert isinstance(DocumentStream([tmp_path / "x.npy"], None, 1, 2).documents[0], np.memmap)
+
+
+def test_an_epoch_of_fewer_documents_cannot_be_resumed():
+    stream = DocumentStream([np.arange(9)], None, 1, 4)
+    stream.load_state_dict(stream.state_dict() | {"position": 3})
+    with pytest.raises(ValueError, match="state: expected an epoch of at least 3 batches, got 2 from the documents"):
+        list(stream)
+
+
+@pytest.mark.parametrize(
+    ("documents", "targets", "sizes", "error", "words"),
+    [
+        ([], None, (2, 3), ValueError, "documents: expected at least one array, got none"),
+        ([np.ones(3)], [], (2, 3), ValueError, "targets: expected at least one array, got none"),
+        ([np.ones(1), np.ones(0)], None, (2, 3), ValueError, "documents: expected at least one of at least two steps"),
+        ([np.ones(0)], [np.ones(0)], (2, 3), ValueError, "documents: .* at least one step, got none"),
+        (np.ones(3), None, (2, 3), ValueError, r"documents\[0\]: expected \(N, ...\), got a single number"),
+        ([np.ones(3), np.ones(2, "U1")], None, (2, 3), TypeError, r"documents\[1\]: expected floats or integers"),
+        ([np.ones(3), np.ones((2, 2))], None, (2, 3), ValueError, r"documents\[1\]: expected \(length\) .* got \(2, 2"),
+        ([np.ones((3, 2)), np.ones(2)], None, (2, 3), ValueError, r"documents\[1\]: expected \(length, 2\) like the"),
+        ([np.ones(3), np.ones(3, int)], None, (2, 3), ValueError, r"documents\[1\]: expected float64 .* got int64"),
+        ([np.ones(3)] * 2, [np.ones(3)], (2, 3), ValueError, "targets: expected 2, one for each document, got 1"),
+        ([np.ones(3)] * 2, [np.ones(3), np.ones(4)], (2, 3), ValueError, r"targets\[1\]: expected 3 steps.* got 4"),
+        ([np.ones(3)], None, (0, 3), ValueError, "batch_size: expected at least 1, got 0"),
+        ([np.ones(3)], None, (2, 1.5), TypeError, "steps: expected an integer, got 1.5"),
+    ],
+)
+def test_wrong_documents(documents, targets, sizes, error, words):
+    with pytest.raises(error, match=words):
+        DocumentStream(documents, targets, *sizes)
+
+
 # ------------------------------------------------------------------ only what is needed is read
 
 
@@ -521,23 +669,30 @@ def make_ragged(seed, text_file):
     return RaggedBatches(data, [one[:, 1] for one in data], 4, seed=seed, group=3)
 
 
+def make_documents(seed, shuffle):
+    return DocumentStream(sequences(40), None, 3, 5, seed=seed, shuffle=shuffle)
+
+
 MAKERS = {
     "RaggedBatches": make_ragged,
     "SeriesWindows": lambda seed, _: SeriesWindows(np.arange(120.0).reshape(-1, 2), 5, batch_size=4, seed=seed),
     "in order": lambda seed, _: SeriesWindows(np.arange(59.0), 5, batch_size=4, seed=seed, shuffle=False),
+    "DocumentStream": lambda seed, _: make_documents(seed, True),
+    "documents in order": lambda seed, _: make_documents(seed, False),
     "SeriesStream": lambda seed, _: SeriesStream(np.arange(200), None, 3, 5),
     "GeneratorStream": lambda seed, _: GeneratorStream(pieces(70), 3, 5),
     "TextStream": lambda seed, text_file: TextStream(text_file, encode, 3, 50),
 }
 EACH = pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
-STREAMS = {"SeriesStream", "GeneratorStream", "TextStream"}
+STREAMS = {"SeriesStream", "GeneratorStream", "TextStream", "documents in order"}
 
 
 @EACH
 @pytest.mark.parametrize("taken", [0, 1, 7, 12, "all"])
 def test_resuming_within_an_epoch_goes_on_as_if_nothing_had_happened(maker, taken, text_file):
-    source = maker(3, text_file)
-    count = len(epoch(source))
+    source, twin = maker(3, text_file), maker(3, text_file)
+    epoch(source)
+    count = [len(epoch(twin)) for _ in range(2)][1]
     assert count > 12
     iteration = iter(source)
     for _ in range(count if taken == "all" else taken):
@@ -566,10 +721,11 @@ def test_a_source_can_be_set_back_itself(maker, text_file):
 
 @EACH
 def test_leaving_an_epoch_early_starts_a_whole_one_next(maker, text_file):
-    source = maker(3, text_file)
-    count = len(epoch(source))
+    source, twin = maker(3, text_file), maker(3, text_file)
+    wanted = [epoch(twin) for _ in range(3)]
+    assert same(epoch(source), wanted[0])
     next(iter(source))
-    assert len(epoch(source)) == count
+    assert same(epoch(source), wanted[2])
 
 
 @EACH
@@ -625,5 +781,6 @@ def test_places_in_another_text_are_refused(text_file, places):
 @EACH
 def test_streams_carry_the_state_and_know_their_length_where_it_is_known(maker, text_file, request):
     source, name = maker(3, text_file), request.node.callspec.id
-    assert source.carries_state == (name in STREAMS)
-    assert hasattr(source, "__len__") == (name not in {"GeneratorStream", "TextStream"})
+    assert source.carries_state == (name in {*STREAMS, "DocumentStream"})
+    unknown = {"GeneratorStream", "TextStream", "DocumentStream", "documents in order"}
+    assert hasattr(source, "__len__") == (name not in unknown)

@@ -63,13 +63,20 @@ class Linear(Pointwise):
         return check_floats("x", x, self.dtype, shape, f"(..., {self.input_size})")
 
     def _apply(self, x: Any) -> np.ndarray:
-        x = self._check(x)
+        return self.frozen()(x)
+
+    def frozen(self) -> Callable[[Any], np.ndarray]:
         packed = self._pack(gemm.pack_rows, self._order, self.input_size, self.output_size)
         start = np.zeros(len(self._order), self.dtype)
         if self.bias:
             start[: self.output_size] = self.params["bias"]
-        y = self._multiply(x.reshape(-1, self.input_size), packed, start, self.output_size)
-        return y.reshape(*x.shape[:-1], self.output_size)
+
+        def apply(x):
+            x = self._check(x)
+            y = self._multiply(x.reshape(-1, self.input_size), packed, start, self.output_size)
+            return y.reshape(*x.shape[:-1], self.output_size)
+
+        return apply
 
     def _linearise(self, x: Any) -> tuple[np.ndarray, Callable]:
         x = self._check(x)

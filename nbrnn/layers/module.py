@@ -210,6 +210,10 @@ class Pointwise(Module):
         """y, and a function of dy that gives dx and writes the gradients of the parameters."""
         raise NotImplementedError
 
+    def frozen(self) -> Callable[[Any], np.ndarray]:
+        """The function y of x for many calls with the parameters as they are now."""
+        return self._apply
+
     def __call__(self, x: np.ndarray | Ragged, state: None = None) -> tuple[np.ndarray | Ragged, None]:
         if isinstance(x, Ragged):
             return x.with_values(self._apply(x.values)), None

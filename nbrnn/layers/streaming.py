@@ -18,7 +18,7 @@ import numpy as np
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import run
 from nbrnn.layers.direction import Direction, Given, Tape
-from nbrnn.layers.module import Module, check_floats, check_size, check_tokens, read_only
+from nbrnn.layers.module import Module, Pointwise, check_floats, check_size, check_tokens, read_only
 from nbrnn.layers.sequences import Steps, even_steps
 
 if TYPE_CHECKING:
@@ -108,10 +108,14 @@ class Session:
 class Unchanging(Session):
     """A stream of a module without memory."""
 
-    def step(self, x: np.ndarray, **given: Any) -> np.ndarray:
+    def __init__(self, module: Pointwise, batch_size: int):
+        super().__init__(module, batch_size)
+        self.refresh()
+
+    def step(self, x: np.ndarray) -> np.ndarray:
         if np.shape(x)[:1] != (self.batch_size,):
             raise ValueError(f"x: expected ({self.batch_size}, ...), got {np.shape(x)}")
-        return self.module(x, **given)[0]
+        return self._call(x)
 
     def reset(self, rows: Any = None) -> None:
         if rows is not None:
@@ -127,7 +131,7 @@ class Unchanging(Session):
         self.batch_size -= len(np.unique(self._rows(rows)))
 
     def refresh(self) -> None:
-        pass
+        self._call = self.module.frozen()
 
 
 class Chain(Session):
@@ -137,7 +141,7 @@ class Chain(Session):
         super().__init__(module, batch_size)
         self.sessions = sessions
 
-    def step(self, x: np.ndarray, **given: Any) -> np.ndarray:
+    def step(self, x: np.ndarray) -> np.ndarray:
         for session in self.sessions:
             x = session.step(x)
         return x

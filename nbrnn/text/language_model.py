@@ -311,16 +311,15 @@ class LanguageModel:
             raise ValueError(f"length: expected at least 0, got {length}")
         ids = self.vocabulary.encode(prompt or "\n")
         generator = np.random.default_rng(seed)
-        state, drawn = None, []
+        session, drawn = self.network.stream(1), []
         for _ in range(length):
-            logits, state = self.network(ids[:, None], state)
-            logits = logits[-1, 0]
+            scores = session.step(np.array(drawn[-1:])) if drawn else session.run(ids[:, None])[-1]
+            logits = scores[0].copy()
             logits[0] = -np.inf
             if greedy:
                 drawn.append(int(logits.argmax()))
             else:
                 drawn.append(draw(probabilities(logits, temperature, top_k, top_p), generator))
-            ids = np.array(drawn[-1:], np.int32)
         return self.vocabulary.decode(drawn)
 
     # ------------------------------------------------------------------ files

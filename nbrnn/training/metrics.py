@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nbrnn.training.counted import Series, check_per, elements_of_steps, sequence_weights, take_counted
+from nbrnn.training.counted import Series, check_per, elements_of_sequences, elements_of_steps, take_counted
 from nbrnn.training.losses import check_classes, check_index
 
 
@@ -64,7 +64,10 @@ def accuracy(
     counts = classes != index
     right = counts & (choice == classes) & ~np.isnan(rows[np.arange(len(rows)), choice])
     if counted.offsets is None:
-        return np.count_nonzero(right) / count
-    shape = counted.target.shape
-    weights = sequence_weights(elements_of_steps(counts.reshape(shape)), counted.offsets)
-    return float((elements_of_steps(right.reshape(shape)) * weights).sum())
+        return float(np.count_nonzero(right) / count)
+    hits, counting = (
+        elements_of_sequences(elements_of_steps(each.reshape(counted.target.shape)), counted.offsets)
+        for each in (right, counts)
+    )
+    there = counting > 0
+    return float(np.mean(hits[there] / counting[there]))
