@@ -9,9 +9,9 @@ which begins from the state at the end of the one before. As there is one epoch 
 the network had not seen yet. The swing is linear and its noise Gaussian, so that we know the best possible prediction:
 that of the Kalman filter of its equations, of which the network is told nothing.
 
-Pages of a mapped file belong to the system, which takes them back when it needs them, but as long as they are there
-they count as the process's. They are handed back with every report, so that what is left is the training's own memory.
-Needs a Unix, which says what a process's memory has been at most.
+Pages of a mapped file belong to the system, which takes them back when it needs them, but count as the process's as
+long as they are there. They are handed back with every report, so that what is left is the training's own memory. Needs
+a Unix, which says what a process's memory has been at most.
 """
 
 import argparse
@@ -104,8 +104,7 @@ def main():
         trainer = nbrnn.Trainer(model, nbrnn.MSE(), nbrnn.Adam(0.002), clip_norm=1.0)
         report = Report(stream.x.base)
         trainer.fit(stream, callbacks=[report])
-    first, last = report.memory[0], report.memory[-1]
-    print(f"\npeak memory after {WARM} updates {first:.1f} MB, at the end {last:.1f} MB")
+    print(f"\npeak memory after {WARM} updates {report.memory[0]:.1f} MB, at the end {report.memory[-1]:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import argparse
 import time
 
 import numpy as np
+from scipy.signal import lfilter
 
 import nbrnn
 
@@ -35,10 +36,11 @@ def record(samples, rng, fault=None):
     return signal.astype("float32")[:, None]
 
 
-def learn(recording, epochs):
+def learn(recording):
+    """A trained network."""
     model = nbrnn.Sequential(nbrnn.LSTM(1, 32, seed=0), nbrnn.Linear(32, 1, seed=1))
     trainer = nbrnn.Trainer(model, nbrnn.MSE(), nbrnn.Adam(0.005), clip_norm=1.0)
-    trainer.fit(nbrnn.data.SeriesStream(recording, None, batch_size=20, steps=50), epochs)
+    trainer.fit(nbrnn.data.SeriesStream(recording, None, batch_size=20, steps=50), epochs=20)
     return model
 
 
@@ -53,11 +55,8 @@ def live(model, signal):
 
 
 def running(values):
-    """An exponential average of all values so far."""
-    found = values.copy()
-    for t in range(1, len(values)):
-        found[t] = found[t - 1] + (values[t] - found[t - 1]) / MEMORY
-    return found
+    """An exponential average of the values so far."""
+    return lfilter([1 / MEMORY], [1, 1 / MEMORY - 1], values)
 
 
 def print_latency(took):
@@ -74,35 +73,33 @@ def print_alarms(watched, fault):
     for name, average in watched.items():
         limit = 1.2 * average[QUIET].max()
         above = QUIET.stop + np.flatnonzero(average[QUIET.stop :] > limit)
-        noticed = above[(above >= fault) & (above < fault + FAULT)]
-        after = f"{noticed[0] - fault} samples" if len(noticed) else "never"
+        after = [f"{t - fault} samples" for t in above if fault <= t < fault + FAULT] or ["never"]
         false = np.count_nonzero((above < fault) | (above >= fault + FAULT + 5 * MEMORY))
-        print(f"{name:29}{limit / 1.2:14.3f}{limit:8.3f}{after:>15}{false:14}")
+        print(f"{name:29}{limit / 1.2:14.3f}{limit:8.3f}{after[0]:>15}{false:14}")
 
 
 def print_rise(average, fault):
     print("\nsample     average error of the network")
     for t in range(fault - 40, fault + FAULT + 61, 20):
-        bar = "#" * round(200 * average[t])
-        print(f"{t:6}{average[t]:10.3f}  {bar}{'  <- fault' * (fault <= t < fault + FAULT)}")
+        mark = "  <- fault" if fault <= t < fault + FAULT else ""
+        print(f"{t:6}{average[t]:10.3f}  {'#' * round(200 * average[t])}{mark}")
 
 
 def main():
     parser = argparse.ArgumentParser(description="predict a signal live, and notice a fault")
     parser.add_argument("--samples", type=int, default=20_000, help="of the stream, from 3000 (default: 20000)")
-    parser.add_argument("--epochs", type=int, default=20, help="times that the recording is read (default: 20)")
     options = parser.parse_args()
     if options.samples < 3000:
         parser.error("--samples: expected at least 3000")
     nbrnn.set_num_threads(1)  # a step of one row is too small to be divided
     rng = np.random.default_rng(0)
-    model = learn(record(40_000, rng), options.epochs)
+    model = learn(record(40_000, rng))
 
     fault = int(rng.integers(2200, options.samples - 500))
     signal = record(options.samples, rng, fault)
     predictions, took = live(model, signal)
-    same = np.array_equal(predictions, model(signal)[0])
-    print(f"{options.samples} samples, one at a time; the same bits as in one call: {'yes' if same else 'no'}")
+    same = "yes" if np.array_equal(predictions, model(signal)[0]) else "no"
+    print(f"{options.samples} samples, one at a time; the same bits as in one call: {same}")
     print_latency(took[1:])  # without the first one, which loads compiled code
 
     x, guess = signal[:, 0], np.append(0, predictions[:-1, 0])
@@ -110,9 +107,8 @@ def main():
     usual = [np.sqrt(np.mean(values[100:fault] ** 2)) for values in (error, change)]
     print(f"\nroot mean square before the fault: error {usual[0]:.3f}, change {usual[1]:.3f}, noise {NOISE}")
     watched = {"error of the network": error, "change from sample to sample": change, "size of the signal": np.abs(x)}
-    averages = {name: running(values) for name, values in watched.items()}
-    print_alarms(averages, fault)
-    print_rise(averages["error of the network"], fault)
+    print_alarms({name: running(values) for name, values in watched.items()}, fault)
+    print_rise(running(error), fault)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ come, or was "cold" one? "They saw her": is it her or her dog that they saw? Som
 sometimes those on the right: a network that reads in both directions is compared with one that reads from left to
 right, and both with the tag that each word has most often.
 
-The sentences of a batch lie one behind the other (`nbrnn.Ragged`): there is no padding to compute or to mask.
+The sentences of a batch lie one behind the other (`nbrnn.Ragged`): no padding is computed, and nothing is masked.
 """
 
 import argparse
@@ -61,25 +61,26 @@ def sentences(count, rng):
     """Words and tags as two Ragged of integers; no sentence twice."""
     found = {}
     while len(found) < count:
-        found[tuple(expand("S", rng.integers(1, 10), rng))] = None
-    pairs = [[(VOCABULARY.index(word), TAGS.index(tag)) for word, tag in sentence] for sentence in found]
-    both = nbrnn.Ragged.from_list(pairs)
+        pairs = expand("S", rng.integers(1, 10), rng)
+        found[tuple(pairs)] = [(VOCABULARY.index(word), TAGS.index(tag)) for word, tag in pairs]
+    both = nbrnn.Ragged.from_list(list(found.values()))
     return both.with_values(both.values[:, 0]), both.with_values(both.values[:, 1])
 
 
 def most_frequent(words, tags, unseen):
+    """For each word of other sentences, the tag that it has most often."""
     counts = np.zeros((len(VOCABULARY), len(TAGS)), int)
     np.add.at(counts, (words.values, tags.values), 1)
     return counts.argmax(axis=1)[unseen.values]
 
 
-def learn(words, tags, unseen, epochs, bidirectional):
+def learn(words, tags, unseen, bidirectional):
     """A trained tagger, and its tags for other sentences."""
     lstm = nbrnn.LSTM(16, 32, bidirectional=bidirectional, seed=1)
     linear = nbrnn.Linear(32 * lstm.directions, len(TAGS), seed=2)
     model = nbrnn.Sequential(nbrnn.Embedding(len(VOCABULARY), 16, seed=0), lstm, linear)
     trainer = nbrnn.Trainer(model, nbrnn.CrossEntropy(), nbrnn.Adam(0.01), clip_norm=1.0)
-    trainer.fit(nbrnn.data.RaggedBatches(words, tags, 32, seed=0), epochs)
+    trainer.fit(nbrnn.data.RaggedBatches(words, tags, 32, seed=0), epochs=10)
     y, _ = model(unseen)
     return y.values.argmax(axis=1)
 
@@ -87,7 +88,6 @@ def learn(words, tags, unseen, epochs, bidirectional):
 def main():
     parser = argparse.ArgumentParser(description="a tagger that reads in both directions")
     parser.add_argument("--sentences", type=int, default=3000, help="to train on (default: 3000)")
-    parser.add_argument("--epochs", type=int, default=10, help="times that each is read (default: 10)")
     options = parser.parse_args()
     words, tags = sentences(options.sentences + 1000, np.random.default_rng(0))
     (words, unseen), (tags, truth) = ((part[:-1000], part[-1000:]) for part in (words, tags))
@@ -98,7 +98,7 @@ def main():
     print(f"{'per cent right':24}{'all words':>12}{'ambiguous':>12}{'sentences':>12}")
     guesses = {"most frequent tag": most_frequent(words, tags, unseen)}
     for name, bidirectional in {"LSTM, left to right": False, "LSTM, both directions": True}.items():
-        guesses[name] = learn(words, tags, unseen, options.epochs, bidirectional)
+        guesses[name] = learn(words, tags, unseen, bidirectional)
     for name, guess in guesses.items():
         right = truth.with_values(guess == truth.values)
         whole = np.array([one.all() for one in right])
@@ -107,12 +107,11 @@ def main():
         if name == "LSTM, left to right":
             n = np.argmax(~whole & (L == int(np.median(L))))
 
-    print("\nof median length, and not all right from left to right: the grammar's tags, and")
-    print("those of the three; * is wrong\n")
+    print("\none that is not all right from left to right: tags of the grammar, of the three\n")
     for at in range(*unseen.offsets[[n, n + 1]]):
-        cells = [TAGS[guess[at]] + " *" * int(guess[at] != truth.values[at]) for guess in guesses.values()]
-        cells = [VOCABULARY[unseen.values[at]], TAGS[truth.values[at]], *cells]
-        print("".join(f"{cell:12}" for cell in cells).rstrip())
+        tag = truth.values[at]
+        found = [TAGS[guess[at]] + (" *" if guess[at] != tag else "") for guess in guesses.values()]
+        print("".join(f"{cell:12}" for cell in [VOCABULARY[unseen.values[at]], TAGS[tag], *found]).rstrip())
 
 
 if __name__ == "__main__":

@@ -124,6 +124,73 @@ def test_own_cell():
     assert np.abs(np.subtract(text["target"], text["network"])).max() < 0.2
 
 
+def test_tagger():
+    out = run("tagger.py", "--sentences", "800")
+    table = rows(out)
+    # per cent of all words, of the ambiguous ones and of whole sentences that are right
+    often, forward, both = (table[name] for name in ("most frequent tag", "LSTM, left to right", "LSTM, both directions"))
+    assert all(a + 10 < b for a, b in zip(often, forward))
+    assert all(a + 5 < b for a, b in zip(forward, both))
+    assert both[0] > 95
+    shortest, longest = map(int, re.search(r"(\d+) to (\d+) words", out).groups())
+    assert shortest < 5 < 40 < longest
+
+
+def test_vowels():
+    table = rows(run("vowels.py", "--generated", "--seeds", "1"))
+    (centroid,) = table["nearest centroid of means"]
+    for pooling in ("last output", "mean", "maximum", "attention"):
+        mean, worst, best = table[f"GRU, {pooling}"]
+        assert centroid + 3 < mean == worst == best
+
+
+def test_vowels_from_the_files_of_another_package(tmp_path):
+    # Speaker n says the number n at every frame; the files of sktime are padded with zeros
+    folder = tmp_path / "sktime" / "datasets" / "data" / "JapaneseVowels"
+    folder.mkdir(parents=True)
+    (tmp_path / "sktime" / "__init__.py").write_text("raise ImportError('nobody needs to import it')")
+    for part, lengths in {"TRAIN": (7, 9, 29), "TEST": (8, 20)}.items():
+        lines = [":".join([",".join([f"{n + c / 100}"] * L + ["0.0"] * (29 - L)) for c in range(1, 13)] + [f"{n}"])
+                 for n in range(9) for L in lengths]  # fmt: skip
+        (folder / f"JapaneseVowels_{part}.ts").write_text("\n".join(["@classLabel true 0 1", "@data", *lines, ""]))
+    out = run("vowels.py", "--seeds", "1", PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert out.startswith("Japanese Vowels: 27 to learn from, 18 others;\n9 speakers, 12 channels, 7 to 29 frames\n")
+    assert rows(out)["nearest centroid of means"] == [100]
+
+
+def test_live_signal():
+    out = run("live_signal.py", "--samples", "5000")
+    table = rows(out)
+    assert "the same bits as in one call: yes" in out
+    # so many steps that took so long
+    assert sum(int(count) for count in re.findall(r" us +(\d+)", out)) == 4999
+    error, change, noise = map(float, re.search(r"error (.+), change (.+), noise (.+)", out).groups())
+    assert noise < error < 2 * noise < change / 2
+    # greatest average before, limit, samples until it was noticed, false alarms
+    assert table["error of the network"][2] < 50
+    assert table["error of the network"][3] == 0
+    assert table["change from sample to sample"][2:] == [0]
+    before, *during, after = (float(line.split()[1]) for line in out.splitlines() if "<- fault" in line or False)
+    assert min(during) > 1.2 * before
+
+
+def test_live_signal_refuses_a_stream_without_room_for_the_fault():
+    assert "--samples: expected at least 3000" in run("live_signal.py", "--samples", "2999", code=2)
+
+
+def test_endless():
+    out = run("endless.py", "--steps", "1000000")
+    table = rows(out)
+    best, last, variance = (table[name][0] for name in ("Kalman filter", "last value", "variance"))
+    # error, steps/s, MB
+    reports = [numbers for name, numbers in table.items() if re.fullmatch(r"[\d,]+", name)]
+    assert len(reports) == 11
+    assert best < last < variance
+    assert best * 0.99 < reports[-1][0] < 1.02 * best
+    start, end = map(float, re.search(r"updates (.+) MB, at the end (.+) MB", out).groups())
+    assert end < start + 5
+
+
 PLOTS = [("vanishing_gradients.py",), ("odyssey.py", "--seeds", "2", "--steps", "3")]
 
 
