@@ -33,7 +33,9 @@ POOLING = {
 def installed():
     """The folder of the original data in a package that is here, or None."""
     packages = [importlib.util.find_spec(name) for name in ("aeon", "sktime")]
-    folders = [Path(found.origin).parent / "datasets/data/JapaneseVowels" for found in packages if found]
+    folders = [
+        Path(found.origin).parent / "datasets/data/JapaneseVowels" for found in packages if found and found.origin
+    ]
     return next((folder for folder in folders if (folder / "JapaneseVowels_TRAIN.ts").exists()), None)
 
 

@@ -128,7 +128,9 @@ def test_tagger():
     out = run("tagger.py", "--sentences", "800")
     table = rows(out)
     # per cent of all words, of the ambiguous ones and of whole sentences that are right
-    often, forward, both = (table[name] for name in ("most frequent tag", "LSTM, left to right", "LSTM, both directions"))
+    often, forward, both = (
+        table[name] for name in ("most frequent tag", "LSTM, left to right", "LSTM, both directions")
+    )
     assert all(a + 10 < b for a, b in zip(often, forward))
     assert all(a + 5 < b for a, b in zip(forward, both))
     assert both[0] > 95
@@ -170,8 +172,8 @@ def test_live_signal():
     assert table["error of the network"][2] < 50
     assert table["error of the network"][3] == 0
     assert table["change from sample to sample"][2:] == [0]
-    before, *during, after = (float(line.split()[1]) for line in out.splitlines() if "<- fault" in line or False)
-    assert min(during) > 1.2 * before
+    marked = [float(line.split()[1]) for line in out.splitlines() if "<- fault" in line]
+    assert min(marked[1:]) > 1.2 * marked[0]  # which is that of the sample at which the fault begins
 
 
 def test_live_signal_refuses_a_stream_without_room_for_the_fault():
@@ -186,7 +188,7 @@ def test_endless():
     reports = [numbers for name, numbers in table.items() if re.fullmatch(r"[\d,]+", name)]
     assert len(reports) == 11
     assert best < last < variance
-    assert best * 0.99 < reports[-1][0] < 1.02 * best
+    assert 0.98 * best < reports[-1][0] < 1.03 * best
     start, end = map(float, re.search(r"updates (.+) MB, at the end (.+) MB", out).groups())
     assert end < start + 5
 

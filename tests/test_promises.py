@@ -21,6 +21,7 @@ from test_recurrent import (
 )
 
 import nbrnn
+from nbrnn.kernels import gemm
 
 STACKED = {"num_layers": 2, "bidirectional": True}
 ROWS = st.integers(1, 40)
@@ -187,3 +188,31 @@ def test_five_threads_give_the_same_bits(python):
     """On fewer cores, too."""
     printed = python("import test_promises; print(test_promises.digest(5))", NUMBA_NUM_THREADS="5")
     assert printed.strip() == digest(1)
+
+
+class SumsByThread:
+    """A kernel with a bug: each thread sums its own share of the rows, so that the order depends on their number."""
+
+    @staticmethod
+    def entry(shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
+        parts = [np.empty_like(dw) for _ in range(shards)], [np.empty_like(db) for _ in range(shards)]
+        for s, (one, other) in enumerate(zip(*parts)):
+            lo, hi = len(dy) * s // shards, len(dy) * (s + 1) // shards
+            here = offset + lo * ldx
+            REAL_GRADIENT.entry(1, kernel, dy[lo:hi], x, here, ldx, rows, runs, piece, step, add, one, other)
+        dw[...], db[...] = sum(parts[0]), sum(parts[1])
+
+
+REAL_GRADIENT = gemm.gradient
+
+
+def test_a_kernel_whose_sums_depend_on_the_threads_is_noticed(monkeypatch):
+    needs_threads(2)
+    everything_parallel(monkeypatch)
+    monkeypatch.setattr(gemm, "gradient", SumsByThread)
+    results = []
+    for threads in (1, 2):
+        nbrnn.set_num_threads(threads)
+        results.append(everything("lstm", "float64", False, (9, 24, 33)))
+    with pytest.raises(AssertionError, match="differs"):
+        assert_same_bits(*results)
