@@ -10,7 +10,7 @@ the network had not seen yet. The swing is linear and its noise Gaussian, so tha
 that of the Kalman filter of its equations, of which the network is told nothing.
 
 Pages of a mapped file belong to the system, which takes them back when it needs them, but count as the process's as
-long as they are there. They are handed back with every report, so that what is left is the training's own memory. Needs
+long as they are there. They are handed back every 50 updates, so that what is left is the training's own memory. Needs
 a Unix, which says what a process's memory has been at most.
 """
 
@@ -73,8 +73,9 @@ class Report(nbrnn.callbacks.Callback):
     def on_step(self, trainer, loss):
         updates, progress = trainer.steps, trainer.progress
         every = trainer.batches_per_epoch / REPORTS
-        if updates == WARM or updates // every > (updates - 1) // every:
+        if updates % WARM == 0:
             self.mapped.madvise(mmap.MADV_DONTNEED)
+        if updates == WARM or updates // every > (updates - 1) // every:
             self.memory.append(peak_memory())
             now = progress.items, progress.loss_sum, time.perf_counter()
             items, losses, seconds = np.subtract(now, self.before)

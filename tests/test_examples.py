@@ -128,9 +128,8 @@ def test_tagger():
     out = run("tagger.py", "--sentences", "800")
     table = rows(out)
     # per cent of all words, of the ambiguous ones and of whole sentences that are right
-    often, forward, both = (
-        table[name] for name in ("most frequent tag", "LSTM, left to right", "LSTM, both directions")
-    )
+    often = table["most frequent tag"]
+    forward, both = table["LSTM, left to right"], table["LSTM, both directions"]
     assert all(a + 10 < b for a, b in zip(often, forward))
     assert all(a + 5 < b for a, b in zip(forward, both))
     assert both[0] > 95
