@@ -23,7 +23,7 @@ import numpy as np
 
 from nbrnn.cells.activation import Activation
 from nbrnn.cells.cell import Cell
-from nbrnn.cells.equations import Graph, Number, Value, choose_kept, compile_function, derive, evaluate, inputs
+from nbrnn.cells.equations import Graph, Number, Value, choose_kept, compile_function, derive, inputs
 from nbrnn.kernels.jit import stamp_of
 from nbrnn.kernels.scan import Equations, Layout
 
@@ -62,14 +62,11 @@ class Program:
         How many states of the scan stand in front of the cell's own ones and are computed from them.
     given : tuple of str
         The names of the given numbers: the cell's, "zoneout <state>" and "recurrent dropout".
-    front : _Front
-        Those states in front.
     """
 
     equations: Equations
     hidden: int
     given: tuple[str, ...]
-    front: _Front
 
 
 def call(function: Callable, *args):
@@ -232,13 +229,12 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
         cell.slots, max(cell.slots, kept), len(cell.input_slots), len(cell.recurrent_slots), len(cell.second),
         len(traced.prev), cell.own_rows, len(traced.names), int(options.recurrent_dropout), cell.norms, traced.late,
     )  # fmt: skip
-    front = _Front(cell, options, traced.act)
-    functions |= front.compile(cell.name)
+    functions |= _front(cell, options, traced.act)
     names = [getattr(function, "__name__", repr(function)) for function in functions.values()]
     parts = [repr(layout), stamp_of(compile_function), *names]
     tag = hashlib.blake2b("".join(parts).encode(), digest_size=6).hexdigest()
     equations = Equations(f"{cell.name}-{dtype.name}-{tag}", dtype.type(0), layout, **functions)
-    return Program(equations, traced.hidden, traced.names, front)
+    return Program(equations, traced.hidden, traced.names)
 
 
 def _plain(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
@@ -316,26 +312,18 @@ def _projection(act: Activation) -> dict[str, Callable]:
     return {"project": forward, "project_backward": backward}
 
 
-class _Front:
+def _front(cell: Cell, options: Options, act: tuple[Activation, ...]) -> dict[str, Any]:
     """The states of the scan in front of the cell's own, at the beginning of a sequence: computed from those."""
-
-    def __init__(self, cell: Cell, options: Options, act: tuple[Activation, ...]):
-        self.states, self.mask = inputs("states", len(cell.states)), inputs("mask", 1)
-        self.own = inputs("own", cell.own_rows)
-        out = call(cell.emission, self.states, self.own, act) if cell.emission else self.states[0]
-        self.results = [self.mask[0] * out] * options.recurrent_dropout + [out] * (cell.emission is not None)
-        self.d = inputs("d", len(self.results))
-        self.gradients = derive(self.results, self.d, [*self.states, *self.own])
-
-    def compile(self, name: str) -> dict[str, Any]:
-        """The function that computes them, for the scan."""
-        if not self.results:
-            return {}
-        groups = {"states": self.states, "own": self.own, "mask": self.mask}
-        return {"front": compile_function(f"{name}_front", groups, (tuple(self.results),)), "fronts": len(self.results)}
-
-    def backward(self, dfront, states, own, mask) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """The gradients of the cell's states and of its own numbers, for each row."""
-        given = [*self.states, *self.own, *self.mask, *self.d]
-        found = evaluate(self.gradients, given, [*states, *own, mask, *dfront])
-        return found[: len(self.states)], found[len(self.states) :]
+    states, own, mask = inputs("states", len(cell.states)), inputs("own", cell.own_rows), inputs("mask", 1)
+    out = call(cell.emission, states, own, act) if cell.emission else states[0]
+    results = [mask[0] * out] * options.recurrent_dropout + [out] * (cell.emission is not None)
+    if not results:
+        return {}
+    d, groups = inputs("d", len(results)), {"states": states, "own": own, "mask": mask}
+    gradients = derive(results, d, [*states, *own])
+    dstates, down = tuple(gradients[: len(states)]), tuple(gradients[len(states) :])
+    return {
+        "front": compile_function(f"{cell.name}_front", groups, (tuple(results),)),
+        "front_backward": compile_function(f"{cell.name}_front_back", {"d": d, **groups}, (dstates, down)),
+        "fronts": len(results),
+    }

@@ -28,6 +28,7 @@ from typing import Any
 
 import numba
 from numba.extending import overload
+from numba.np.ufunc import parallel
 
 from nbrnn.kernels.denormals import flush_denormals, restore_denormals
 
@@ -196,8 +197,15 @@ def run(function: Callable, shards: int, *args: Any) -> Any:
         _entered.release()
 
 
+@lru_cache(maxsize=1)
+def _numbas_threads() -> Callable[[], int]:
+    """`numba.get_num_threads` without the locks that it takes in every call."""
+    threading_layer()
+    return getattr(parallel, "_get_num_threads", numba.get_num_threads)
+
+
 def _run_on(entry: Callable, shards: int, args: tuple) -> Any:
-    before = numba.get_num_threads()
+    before = _numbas_threads()()
     if before == shards:
         return entry(shards, *args)
     # Numba's own limit belongs to the user: lend it and give it back.

@@ -170,8 +170,9 @@ class Equations(Constants):
         With normalisation `forward` gives the other states, and ``finish((normal,), gates, prev, new, own, given)`` the
         first ones; ``normal_backward(dnew, (normal,), gates, prev, new, own, given) -> (dnormal,)``. `backward` then
         takes (dnormal's mean, mean of dnormal times normal, 1 / deviation) and (normal,) behind dnew.
-    front : callable or None
-        ``front(states, own, mask)``: the first states of the scan, where they are computed from the others.
+    front, front_backward : callable or None
+        ``front(states, own, mask)``: the first states of the scan, where they are computed from the others; and
+        ``front_backward(d, states, own, mask) -> dstates, down``.
     fronts : int
         How many those are.
     """
@@ -188,6 +189,7 @@ class Equations(Constants):
     finish: Callable | None = None
     normal_backward: Callable | None = None
     front: Callable | None = None
+    front_backward: Callable | None = None
     fronts: int = 0
 
     def __getattr__(self, name: str) -> int:
@@ -345,16 +347,20 @@ def compile_scan(cell: Equations) -> tuple[Callable, Callable]:
 
 
 @cache
-def compile_front(cell: Equations) -> Callable:
-    """The entry that computes the first states of the scan from the others, at the beginning of a sequence.
+def compile_front(cell: Equations) -> tuple[Callable, Callable]:
+    """The entries that compute the first states of the scan from the others, at the beginning of a sequence, and back.
 
-    Its arguments: 1, states [., B, H], own [., J U W], mask [., B, H], the states to compute [., B, H].
+    Their arguments: 1; states [., B, H], own [., J U W], mask [., B, H], the states to compute [., B, H]; and 1, the
+    gradients of those, states, own, mask, the gradients to compute [., B, H], and to add to, down [., B, J U W].
     """
 
-    def front(shards, states, own, mask, out):
+    def front(shard, shards, states, own, mask, out):
         _front(cell, states, own, mask, out)
 
-    return compiled(front, tag=cell.name)
+    def front_back(shard, shards, d, states, own, mask, dstates, down):
+        _front_back(cell, d, states, own, mask, dstates, down)
+
+    return divided(front, f"front-{cell.name}"), divided(front_back, f"front_back-{cell.name}")
 
 
 @jitable
@@ -368,6 +374,21 @@ def _front(cell, states, own, mask, out):
             mine = load_many(pointer(own, unit), own.shape[1], W, cell.own)
             values = cell.front(given, mine, (load(pointer(mask, at), count),))
             store_many(pointer(out, at), plane, values, count)
+
+
+@jitable
+def _front_back(cell, d, states, own, mask, dstates, down):
+    _, B, H = d.shape
+    W, plane, ld = lanes_of(pointer(d, 0)), B * H, down.shape[2]
+    for m in range(B):
+        for unit in range(0, H, W):
+            at, count = m * H + unit, H - unit
+            dfront = load_many(pointer(d, at), plane, count, cell.fronts)
+            given = load_many(pointer(states, at), plane, count, cell.plain)
+            mine = load_many(pointer(own, unit), own.shape[1], W, cell.own)
+            found, mine = cell.front_backward(dfront, given, mine, (load(pointer(mask, at), count),))
+            store_many(pointer(dstates, at), plane, found, count)
+            accumulate_many(pointer(down, m * ld + unit), B * ld, mine)
 
 
 @jitable

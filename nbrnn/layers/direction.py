@@ -153,7 +153,7 @@ class Direction:
         stack = np.ascontiguousarray(np.stack(states))  # a stack may have any order
         out = np.empty((self.program.hidden, *stack.shape[1:]), self.dtype)
         mask = self._mask(given, stack[0])
-        run(compile_front(self.program.equations), 1, stack, self.own(params), mask, out)
+        run(compile_front(self.program.equations)[0], 1, stack, self.own(params), mask, out)
         return [*out, *states]
 
     def forward(
@@ -304,20 +304,19 @@ class Direction:
         self._spare.append(tape.gates)
         return dx
 
-    def finish(
-        self, params: Parameters, grads: Parameters, states: list[np.ndarray], given: Given, carry: Carry
-    ) -> list[np.ndarray]:
+    def finish(self, grads: Parameters, states: list[np.ndarray], tape: Tape, carry: Carry) -> list[np.ndarray]:
         """The gradients of the cell's own parameters into `grads`, and of its first states.
 
-        states: the first ones of the scan. A gradient passes through those that were computed from the cell's.
+        states: the first ones of the scan; tape: of the first piece. A gradient passes through those states that were
+        computed from the cell's.
         """
-        dstates, hidden, own = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden, self.own(params)
+        dstates, hidden, own = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden, tape.own
         if hidden:
-            mask = self._mask(given, states[0])[0]
-            dfirst, downs = self.program.front.backward(dstates[:hidden], states[hidden:], own[:, : self.hidden], mask)
-            dstates = [a + b for a, b in zip(dstates[hidden:], dfirst)]
-            for total, one in zip(carry.down, downs):
-                total[:, : self.hidden] += one
+            mask, first = self._mask(tape.given, states[0]), np.ascontiguousarray(np.stack(states[hidden:]))
+            found = np.empty_like(first)
+            entry, d = compile_front(self.program.equations)[1], np.ascontiguousarray(np.stack(dstates[:hidden]))
+            run(entry, 1, d, first, own, mask, found, carry.down)
+            dstates = [a + b for a, b in zip(dstates[hidden:], found)]
         self._own_gradients(carry.down, own, grads)
         return dstates
 

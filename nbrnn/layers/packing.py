@@ -122,7 +122,9 @@ class Packing:
         return out
 
     def _bias(self, bias: np.ndarray, order: np.ndarray) -> np.ndarray:
-        values = np.where(order >= 0, bias[order], self.dtype.type(0))
+        values = bias[order]
+        if self.panels * self.units != self.hidden:
+            values[order < 0] = 0
         return values.reshape(self.panels, -1, self.units)
 
 

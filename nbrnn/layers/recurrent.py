@@ -38,7 +38,7 @@ from nbrnn.layers.sequences import Sequences, Steps
 from nbrnn.layers.streaming import RecurrentSession
 
 # Steps of a piece that is recomputed, unless a number is asked for: shorter ones cost more than they save.
-SHORTEST = 32
+SHORTEST = 64
 
 State = Any  # h, or the tuple of all states where the cell has several
 
@@ -90,7 +90,7 @@ class Recurrent(Module):
     recompute : int or bool
         Steps after which training keeps the states, to compute what lies between once more in the backward pass: memory
         grows with recompute + T / recompute instead of T, for a third more time. True takes the square root of T, but
-        at least 32. The gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two
+        at least 64. The gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two
         directions.
     given : mapping of str to float or None
         Numbers that the cell takes in every call where the call does not give them.
@@ -432,7 +432,7 @@ class Recurrent(Module):
             stop = start
         dfirst = [np.empty_like(array) for array in dlast]
         for row, part in enumerate(self._parts):
-            found = part.finish(self.params, grads, states[row], tapes[row].given, carries[row])
+            found = part.finish(grads, states[row], tapes[row], carries[row])
             for array, one in zip(dfirst, found):
                 array[row] = one
         if self.learn_state:
