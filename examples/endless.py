@@ -9,14 +9,11 @@ which begins from the state at the end of the one before. As there is one epoch 
 the network had not seen yet. The swing is linear and its noise Gaussian, so that we know the best possible prediction:
 that of the Kalman filter of its equations, of which the network is told nothing.
 
-Pages of a mapped file belong to the system, which takes them back when it needs them, but count as the process's as
-long as they are there. They are handed back every 50 updates, so that what is left is the training's own memory. Needs
-a Unix, which says what a process's memory has been at most.
+Needs a Unix, which says what a process's memory has been at most.
 """
 
 import argparse
 import math
-import mmap
 import resource
 import sys
 import tempfile
@@ -67,14 +64,12 @@ def peak_memory():
 class Report(nbrnn.callbacks.Callback):
     """A line now and then: the mean loss and the speed since the one before, and the peak of memory so far."""
 
-    def __init__(self, mapped):
-        self.mapped, self.before, self.memory = mapped, (0, 0.0, time.perf_counter()), []
+    def __init__(self):
+        self.before, self.memory = (0, 0.0, time.perf_counter()), []
 
     def on_step(self, trainer, loss):
         updates, progress = trainer.steps, trainer.progress
         every = trainer.batches_per_epoch / REPORTS
-        if updates % WARM == 0:
-            self.mapped.madvise(mmap.MADV_DONTNEED)
         if updates == WARM or updates // every > (updates - 1) // every:
             self.memory.append(peak_memory())
             now = progress.items, progress.loss_sum, time.perf_counter()
@@ -103,7 +98,7 @@ def main():
         stream = nbrnn.data.SeriesStream(path, None, ROWS, STEPS)
         model = nbrnn.Sequential(nbrnn.LSTM(1, HIDDEN, seed=0), nbrnn.Linear(HIDDEN, 1, seed=1))
         trainer = nbrnn.Trainer(model, nbrnn.MSE(), nbrnn.Adam(0.002), clip_norm=1.0)
-        report = Report(stream.x.base)
+        report = Report()
         trainer.fit(stream, callbacks=[report])
     print(f"\npeak memory after {WARM} updates {report.memory[0]:.1f} MB, at the end {report.memory[-1]:.1f} MB")
 

@@ -45,4 +45,3 @@ def test_a_product_too_small_is_zero(dtype):
     linear = nbrnn.Linear(2, 3, dtype=dtype, seed=0)
     _, _, grads = linear.vjp(x)[2](dy)
     assert (grads["weight"] == 0).all()
-

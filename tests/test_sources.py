@@ -22,6 +22,7 @@ from nbrnn.data import (
     TextStream,
     streams,
 )
+from nbrnn.data.arrays import release
 
 TEXT = "Zwölf Boxkämpfer jagen Viktor – quer über den großen Sylter Deich. 日本語のテキスト 🙂🙃 " * 40
 
@@ -784,3 +785,20 @@ def test_streams_carry_the_state_and_know_their_length_where_it_is_known(maker, 
     assert source.carries_state == (name in {*STREAMS, "DocumentStream"})
     unknown = {"GeneratorStream", "TextStream", "DocumentStream", "documents in order"}
     assert hasattr(source, "__len__") == (name not in unknown)
+
+
+def test_a_mapped_file_is_given_back_while_it_is_read_and_changes_of_a_private_map_stay(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", np.arange(4000, dtype="float32"))
+    want = list(SeriesStream(np.arange(4000, dtype="float32"), None, 4, 10))
+    given_back = []
+    monkeypatch.setattr(streams, "HELD", 5)
+    monkeypatch.setattr(streams, "release", lambda series: given_back.append(series) or release(series))
+    stream = SeriesStream(tmp_path / "x.npy", None, 4, 10)
+    for (x, target), (other, last) in zip(stream, want):
+        np.testing.assert_array_equal(x, other)
+        np.testing.assert_array_equal(target, last)
+    assert len(given_back) == 2 * len(want) / 5
+    private = np.load(tmp_path / "x.npy", mmap_mode="c")
+    private[:] = -1
+    release(private)
+    assert (private == -1).all()

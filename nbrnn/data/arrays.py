@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -64,3 +65,14 @@ def read_columns(series: Any, starts: np.ndarray, steps: int) -> np.ndarray:
     for b, start in enumerate(starts.tolist()):
         columns[:, b] = series[start : start + steps]
     return columns
+
+
+def release(series: Any) -> None:
+    """Give back the memory of what has been read of a memory-mapped file: else all of it would be held in the end."""
+    # Only of a mapping for reading: a private one may hold changes.
+    if getattr(series, "mode", None) != "r":
+        return
+    while isinstance(series, np.memmap):
+        series = series.base
+    if isinstance(series, mmap.mmap) and hasattr(series, "madvise"):
+        series.madvise(mmap.MADV_DONTNEED)

@@ -21,13 +21,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from nbrnn.data.arrays import as_tokens, at_least_one, open_series, read_columns
+from nbrnn.data.arrays import as_tokens, at_least_one, open_series, read_columns, release
 from nbrnn.data.epochs import DrawnEpochs, Epochs
 from nbrnn.data.ragged import Ragged
 
 Chunk = tuple[np.ndarray, np.ndarray]
 Place = tuple[int, int]  # a document and a step of it
 
+HELD = 50  # batches whose pages of a mapped file stay in memory
 BLOCK = 1 << 16  # bytes of a text that are encoded at once
 
 
@@ -92,7 +93,10 @@ class SeriesStream(Epochs):
 
     def _epoch(self, first: int) -> Iterator[Chunk]:
         streams = self._length * np.arange(self.batch_size)
-        for start in range(first * self.steps, self._length, self.steps):
+        for n, start in enumerate(range(first * self.steps, self._length, self.steps)):
+            if n % HELD == 0:
+                release(self.x)
+                release(self.target)
             steps = min(self.steps, self._length - start)
             x = read_columns(self.x, streams + start, steps)
             target = read_columns(self.target, streams + start + self._shift, steps)
