@@ -16,4 +16,3 @@ class Forward:
 
     def time_forward(self, cell, shape, dtype, threads):
         self.layer(self.x)
-
