@@ -191,6 +191,7 @@ class RecurrentSession(Session):
     def __init__(self, module: Recurrent, batch_size: int):
         super().__init__(module, batch_size)
         self._tokens = False
+        self._altered = False  # whether a step was given something beside x, which holds for that step alone
         self._state = self._first(None)
         self._build()
 
@@ -223,7 +224,7 @@ class RecurrentSession(Session):
         if type(x) is not np.ndarray or x.dtype is not here.dtype or x.shape != here.shape or self._tokens:
             x = self._check(x)
             here = self._x
-        if given or self.module.cell.given:
+        if given or self._altered:
             self._set_given(given)
         here[...] = x
         turn = self._turn
@@ -253,6 +254,7 @@ class RecurrentSession(Session):
             for out, name in zip(one.given, one.part.program.given):
                 if name in found:
                     out[...] = found[name][:, None]
+        self._altered = bool(given)
 
     # -------------------------------------------------------------- state
 
