@@ -277,3 +277,30 @@ def test_compare_sees_one_bit_anywhere(size, dtype):
                 different[:] = False
                 gemm.compare.entry(shards, a, b, different)
                 assert different.sum() == 1
+
+
+@DTYPES
+@pytest.mark.parametrize("H", [1, 7, 33])
+def test_a_layer_is_packed_in_one_region_as_it_is_piece_by_piece(H, dtype):
+    P, N = 2 * width(dtype), 5
+    J = -(-H // width(dtype))
+    rng = np.random.default_rng(0)
+    w_ih, w_hh = normal(2 * H, N, dtype=dtype), normal(2 * H, H, dtype=dtype, seed=1)
+    bias_ih, bias_hh = normal(2 * H, dtype=dtype, seed=2), normal(2 * H, dtype=dtype, seed=3)
+    ih, hh = some_order(2 * H, J * P, rng), some_order(2 * H, J * P, rng)
+    mid = some_order(2 * H, J * width(dtype), rng)
+    shapes = (J, N, P), (J, H, P), (J, H, width(dtype))
+    for biases in ((bias_ih, bias_hh), (bias_ih, bias_hh[:0]), (bias_ih[:0], bias_hh[:0])):
+        for shards in SHARDS:
+            outs, bias = untouched(*shapes, dtype=dtype)(), np.zeros((J, 2 * P + width(dtype)), dtype)
+            args = w_ih, ih, outs[0], w_hh, hh, outs[1], mid, outs[2]
+            gemm.pack_layer.entry(shards, *args, *biases, P, 2 * P, bias)
+            for out, weight, order in zip(outs, (w_ih, w_hh, w_hh), (ih, hh, mid)):
+                (want,) = on_shards(gemm.pack_rows, untouched(out.shape, dtype=dtype), weight, order)
+                assert_same_bits(out, want)
+            sizes = len(biases[0]), len(biases[1]), len(biases[1])
+            want = [
+                in_order(b[:, None], order).reshape(J, -1) if size else np.zeros((J, len(order) // J))
+                for b, order, size in zip((bias_ih, bias_hh, bias_hh), (ih, hh, mid), sizes)
+            ]
+            np.testing.assert_array_equal(bias, np.concatenate(want, axis=1))

@@ -84,6 +84,45 @@ def pack_columns(s, shards, weight, order, out):
                 store(pointer(out, (j * K + k) * P + c), value, W)
 
 
+@jitable
+def _pack_bias(s, shards, bias, order, first, out):
+    """Add biases to the slots of panels from column `first` on; order: as in `pack_rows`; out: [J, P]."""
+    J = len(out)
+    columns = len(order) // J
+    for j in range(J * s // shards, J * (s + 1) // shards):
+        for c in range(columns):
+            row = order[j * columns + c]
+            if row >= 0:
+                out[j, first + c] += bias[row]
+
+
+@sharded
+def pack_layer(
+    s, shards, w_ih, order_ih, out_ih, w_hh, order_hh, out_hh, order_mid, out_mid, bias_ih, bias_hh, first, stop, bias
+):
+    """`pack_rows` of all that a layer's step multiplies with, and its biases, in one region.
+
+    first, stop: columns where the recurrent and the second product's slots begin; bias_ih, bias_hh: empty for none;
+    bias: [J, P], zeros.
+    """
+    pack_rows(s, shards, w_ih, order_ih, out_ih)
+    pack_rows(s, shards, w_hh, order_hh, out_hh)
+    pack_rows(s, shards, w_hh, order_mid, out_mid)
+    if len(bias_ih):
+        _pack_bias(s, shards, bias_ih, order_ih, 0, bias)
+    if len(bias_hh):
+        _pack_bias(s, shards, bias_hh, order_hh, first, bias)
+        _pack_bias(s, shards, bias_hh, order_mid, stop, bias)
+
+
+@sharded
+def pack_layer_back(s, shards, w_hh, order_hh, out_hh, order_mid, out_mid, w_ih, order_ih, out_ih):
+    """`pack_columns` of all that a layer's step back multiplies with, in one region."""
+    pack_columns(s, shards, w_hh, order_hh, out_hh)
+    pack_columns(s, shards, w_hh, order_mid, out_mid)
+    pack_columns(s, shards, w_ih, order_ih, out_ih)
+
+
 @sharded
 def take_rows(s, shards, x, rows, out):
     """out[n] = x[rows[n]], zeros where that is negative; x: [M, N], of floats."""

@@ -272,9 +272,8 @@ class Direction:
         for out, array in zip(dinner, dlast[1:]):
             out[...] = array
         down = np.zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype)
-        weights = self._weights(params)
-        w_ih = None if tokens else self.packing.backward_ih(weights)
-        return Carry(dh, dinner, down, self.packing.backward(weights), w_ih)
+        *weights, w_ih = self.packing.backward(self._weights(params), not tokens)
+        return Carry(dh, dinner, down, tuple(weights), None if tokens else w_ih)
 
     def backward(self, grads: Parameters, tape: Tape, dy: np.ndarray, carry: Carry, add: bool) -> np.ndarray | None:
         """The weight gradients into `grads`, or with `add` added to them; dx [N, I], None for tokens.

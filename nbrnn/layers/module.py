@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -313,6 +314,12 @@ def check_tokens(
     if count is not None and array.size and (array.min() < 0 or array.max() >= count):
         raise ValueError(f"{name}: expected tokens in [0, {count}), got {array.min()} to {array.max()}")
     return read_only(np.asarray(array, np.int64, order="C"))
+
+
+@lru_cache(maxsize=256)
+def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Zeros that cannot be written to and take no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

@@ -7,7 +7,6 @@ panels   [J, K, S' U W]: J blocks of U W hidden units; within a block gate by ga
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -50,6 +49,7 @@ class Packing:
         first = layout.slots - layout.second - layout.recurrent
         self.input_order, self.input_runs = self._places(cell, cell.input_slots, 0)
         self.recurrent_order, self.recurrent_runs = self._places(cell, cell.recurrent_slots, first)
+        self._none = np.empty(0, dtype), np.empty((0, 0), dtype)
         self.second_order, self.second_runs = self._places(cell, cell.second, layout.slots - layout.second)
 
     def kernels(self, projected: bool) -> tuple[int, int, int]:
@@ -70,62 +70,51 @@ class Packing:
 
     def forward(self, weights: Weights) -> tuple[np.ndarray, ...]:
         """(w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid, bias_mid), as the scan wants them."""
-        layout, units = self.layout, self.units
-        w_ih = self._pack_rows(weights.weight_ih, self.input_order, layout.inputs * units)
-        bias = np.zeros((self.panels, layout.slots, units), self.dtype)
-        if weights.bias_ih is not None:
-            bias[:, : layout.inputs] += self._bias(weights.bias_ih, self.input_order)
-        if weights.bias_hh is not None:
-            first, stop = layout.slots - layout.second - layout.recurrent, layout.slots - layout.second
-            bias[:, first:stop] += self._bias(weights.bias_hh, self.recurrent_order)
-            if layout.second:
-                bias[:, stop:] += self._bias(weights.bias_hh, self.second_order)
-        w_hh = np.empty((self.panels, self.output, 0), self.dtype)
-        w_mid, bias_mid = np.empty((0, self.hidden, 0), self.dtype), np.empty(0, self.dtype)
-        if layout.recurrent:
-            w_hh = self._pack_rows(weights.weight_hh, self.recurrent_order, layout.recurrent * units)
-        if layout.second:
-            w_mid = self._pack_rows(weights.weight_hh, self.second_order, layout.second * units)
+        layout, units, J = self.layout, self.units, self.panels
+        inputs, hh = weights.weight_ih.shape[1], self._recurrent(weights)
+        w_ih = np.empty((J, inputs, layout.inputs * units), self.dtype)
+        w_hh = np.empty((J, self.output, layout.recurrent * units), self.dtype)
+        w_mid = np.empty((J if layout.second else 0, self.hidden, layout.second * units), self.dtype)
+        bias = np.zeros((J, layout.slots * units), self.dtype)
+        biases = (self._none[0] if b is None else b for b in (weights.bias_ih, weights.bias_hh))
+        first, stop = layout.slots - layout.second - layout.recurrent, layout.slots - layout.second
+        orders = self.input_order, self.recurrent_order, self.second_order
+        args = weights.weight_ih, orders[0], w_ih, hh, orders[1], w_hh, orders[2], w_mid
+        shards = shards_for(20 * (weights.weight_ih.size + hh.size))
+        run(gemm.pack_layer, shards, *args, *biases, first * units, stop * units, bias)
+        bias_mid = self._none[0]
         if weights.weight_hr is not None:
-            order = gemm.plain_order(self.output, self.dtype)
-            w_mid = self._pack_rows(weights.weight_hr, order, panel_width(VECTORS, self.dtype))
+            order, width = gemm.plain_order(self.output, self.dtype), panel_width(VECTORS, self.dtype)
+            w_mid = np.empty((len(order) // width, self.hidden, width), self.dtype)
+            run(gemm.pack_rows, shards_for(20 * weights.weight_hr.size), weights.weight_hr, order, w_mid)
             bias_mid = np.zeros(len(order), self.dtype)
             if weights.bias_hr is not None:
                 bias_mid[: self.output] = weights.bias_hr
-        return w_ih, bias.ravel(), w_hh, w_mid, bias_mid
+        return w_ih, bias, w_hh, w_mid, bias_mid
 
-    def backward(self, weights: Weights) -> tuple[np.ndarray, np.ndarray]:
-        """The transposed weights of the recurrent and of the second product, in panels."""
-        P = panel_width(VECTORS, self.dtype)
-        none = np.empty((0, 0, P), self.dtype)
-        hh = self._pack_columns(weights.weight_hh, self.recurrent_order) if self.layout.recurrent else none
-        if self.layout.second:
-            return hh, self._pack_columns(weights.weight_hh, self.second_order)
+    def backward(self, weights: Weights, inputs: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The weights of the recurrent, of the second and of the input product, transposed, in panels [Q, K, P].
+
+        Those of the input only if `inputs` says so.
+        """
+        P, layout, hh = panel_width(VECTORS, self.dtype), self.layout, self._recurrent(weights)
+        Q = gemm.panels(self.output, self.dtype)
+        w_hh = np.empty((Q if layout.recurrent else 0, len(self.recurrent_order), P), self.dtype)
+        w_mid = np.empty((Q if layout.second else 0, len(self.second_order), P), self.dtype)
+        panels = gemm.panels(weights.weight_ih.shape[1], self.dtype) if inputs else 0
+        w_ih = np.empty((panels, len(self.input_order), P), self.dtype)
+        orders = self.recurrent_order, self.second_order, self.input_order
+        shards = shards_for(20 * (hh.size + (weights.weight_ih.size if inputs else 0)))
+        args = hh, orders[0], w_hh, orders[1], w_mid, weights.weight_ih, orders[2], w_ih
+        run(gemm.pack_layer_back, shards, *args)
         if weights.weight_hr is not None:
-            return hh, self._pack_columns(weights.weight_hr, np.arange(self.output))
-        return hh, none
+            w_mid = np.empty((gemm.panels(self.hidden, self.dtype), self.output, P), self.dtype)
+            shards = shards_for(20 * weights.weight_hr.size)
+            run(gemm.pack_columns, shards, weights.weight_hr, np.arange(self.output), w_mid)
+        return w_hh, w_mid, w_ih
 
-    def backward_ih(self, weights: Weights) -> np.ndarray:
-        """The input weights for ``dx = dgates @ weight_ih``: [Q, K, P]."""
-        return self._pack_columns(weights.weight_ih, self.input_order)
-
-    def _pack_rows(self, weight: np.ndarray, order: np.ndarray, width: int) -> np.ndarray:
-        return self._pack(gemm.pack_rows, weight, order, (len(order) // width, weight.shape[1], width))
-
-    def _pack_columns(self, weight: np.ndarray, order: np.ndarray) -> np.ndarray:
-        shape = gemm.panels(weight.shape[1], self.dtype), len(order), panel_width(VECTORS, self.dtype)
-        return self._pack(gemm.pack_columns, weight, order, shape)
-
-    def _pack(self, entry: Callable, weight: np.ndarray, order: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        out = np.empty(shape, self.dtype)
-        run(entry, shards_for(20 * weight.size), weight, order, out)
-        return out
-
-    def _bias(self, bias: np.ndarray, order: np.ndarray) -> np.ndarray:
-        values = bias[order]
-        if self.panels * self.units != self.hidden:
-            values[order < 0] = 0
-        return values.reshape(self.panels, -1, self.units)
+    def _recurrent(self, weights: Weights) -> np.ndarray:
+        return self._none[1] if weights.weight_hh is None else weights.weight_hh
 
 
 packing_of = lru_cache(maxsize=256)(Packing)

@@ -33,6 +33,7 @@ from nbrnn.layers.module import (
     check_size,
     check_tokens,
     read_only,
+    zeros,
 )
 from nbrnn.layers.sequences import Sequences, Steps
 from nbrnn.layers.streaming import RecurrentSession
@@ -317,7 +318,7 @@ class Recurrent(Module):
         """All states as arrays (L D, B, .) in the order of the rows inside, zeros for None."""
         rows, B, states, sizes = self.num_layers * self.directions, form.steps.B, self.cell.states, self._sizes()
         if state is None:
-            return [np.zeros((rows, B, size), self.dtype) for size in sizes]
+            return [zeros((rows, B, size), self.dtype) for size in sizes]
         if len(states) == 1:
             state = (state,)
         elif not isinstance(state, (tuple, list)) or len(state) != len(states):
@@ -373,7 +374,7 @@ class Recurrent(Module):
     ) -> tuple[np.ndarray | Ragged, State]:
         """Outputs and last state; keeps nothing. See the notes of the class."""
         form, x, first, beside = self._check(x, state, lengths, given)
-        last = [np.empty_like(array) for array in first]
+        last = [np.empty(array.shape, self.dtype) for array in first]
         run = _Run(form.steps, beside, self.rng, train=False, keep=False)
         states = self._first(first, run)
         y, _, _ = self._forward(x, states, run)
@@ -386,7 +387,7 @@ class Recurrent(Module):
         """Outputs, last state, and the function that takes gradients back. See the notes of the class."""
         learnt = state is None and self.learn_state
         form, x, first, beside = self._check(x, state, lengths, given)
-        last = [np.empty_like(array) for array in first]
+        last = [np.empty(array.shape, self.dtype) for array in first]
         run = _Run(form.steps, beside, self.rng, train=True, keep=not self.recompute)
         if self.recompute:
             y, pieces = self._forward_pieces(x, first, last, run)
@@ -430,7 +431,7 @@ class Recurrent(Module):
                 dx = np.empty((form.steps.N, share.shape[1]), self.dtype) if dx is None else dx
                 dx[start:stop] = share
             stop = start
-        dfirst = [np.empty_like(array) for array in dlast]
+        dfirst = [np.empty(array.shape, self.dtype) for array in dlast]
         for row, part in enumerate(self._parts):
             found = part.finish(grads, states[row], tapes[row], carries[row])
             for array, one in zip(dfirst, found):
