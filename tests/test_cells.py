@@ -1,6 +1,7 @@
 """The options of cells, cells that are others in disguise, the integrators of CTRNN, and arguments that are refused."""
 
 import dataclasses
+import operator
 from itertools import pairwise
 
 import numpy as np
@@ -22,7 +23,7 @@ from test_recurrent import (
 import nbrnn
 from nbrnn.cells.activation import ACTIVATIONS, Activation
 from nbrnn.cells.cell import CELLS
-from nbrnn.cells.equations import Value, evaluate
+from nbrnn.cells.equations import FUNCTIONS, Value, _in_order
 from nbrnn.cells.program import Options, _Traced
 
 # ------------------------------------------------------------------ activation functions
@@ -321,6 +322,18 @@ def test_gradients_with_a_time_step_for_each_step_and_row_are_right(cell):
 
 
 # ------------------------------------------------------------------ gradients by the chain rule
+
+
+def evaluate(results, given, arrays):
+    """The results in NumPy, from arrays for the given values."""
+    found = {id(value): array for value, array in zip(given, arrays)}
+    operators = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "neg": operator.neg}
+    for value in _in_order(results, set(found)):
+        if id(value) not in found:
+            args = [found[id(arg)] if isinstance(arg, Value) else arg for arg in value.args]
+            function = FUNCTIONS[value.op].on_arrays if value.op in FUNCTIONS else operators[value.op]
+            found[id(value)] = function(*args)
+    return [found[id(x)] if isinstance(x, Value) else x for x in results]
 
 
 @pytest.mark.parametrize("cell", [name for name, cell in CELLS.items() if cell.backward])

@@ -1,18 +1,18 @@
 """The language in which cells are written: plain Python arithmetic, and the functions below.
 
 A cell's equations are ordinary functions. Called with numbers or NumPy arrays they compute; called with `Value`s they
-leave behind the graph of what they would compute. `compile_equations` calls them that way once, and turns the graph
-into a function that the scan inlines on vectors of hidden units. So an option such as clipping or zoneout is a Python
-function around the equations, and a cell needs no backward equations: `derive` makes them from the graph.
+leave behind the graph of what they would compute. `nbrnn.cells.program` calls them that way once, and
+`compile_function` turns the graph into a function that the scan inlines on vectors of hidden units. So an option such
+as clipping or zoneout is a Python function around the equations, and a cell needs no backward equations: `derive` makes
+them from the graph.
 
-What has to be kept from forward for backward follows from the graph, too (`Tape`): results of the costly functions,
-unless they can be had again from the states; sums and products are computed again.
+What has to be kept from forward for backward follows from the graph, too (`choose_kept`): results of the costly
+functions, unless they can be had again from the states; sums and products are computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
-import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -224,19 +224,6 @@ def _pull(dy: Value, y: Value) -> tuple[Number, ...]:
     if y.op == "/":
         return dy / b, -dy * y / b
     return {"+": (dy, dy), "-": (dy, -dy), "*": (dy * b, dy * a)}[y.op]
-
-
-def evaluate(results: Iterable[Number], given: Iterable[Value], arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """The results in NumPy, from arrays for the given values."""
-    results = list(results)
-    found = {id(value): array for value, array in zip(given, arrays)}
-    operators = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "neg": operator.neg}
-    for value in _in_order(results, set(found)):
-        if id(value) not in found:
-            args = [found[id(arg)] if isinstance(arg, Value) else arg for arg in value.args]
-            function = FUNCTIONS[value.op].on_arrays if value.op in FUNCTIONS else operators[value.op]
-            found[id(value)] = function(*args)
-    return [found[id(x)] if isinstance(x, Value) else x for x in results]
 
 
 # ------------------------------------------------------------------ what is kept

@@ -428,7 +428,7 @@ def _fill(lengths, B, cost, shard):
     lo, hi = 0, 0
     for _ in range(shard + 1):
         lo, left = hi, cost - STEP_ROWS * element(lengths, min(hi, B - 1))
-        while hi < B and (left >= element(lengths, hi)):
+        while hi < B and left >= element(lengths, hi):
             left -= element(lengths, hi)
             hi += 1
     return lo, hi

@@ -28,6 +28,7 @@ from numba.core import cgutils, types
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import intrinsic, lower_builtin, models, register_model
 
+from nbrnn.kernels.denormals import IS_X86
 from nbrnn.kernels.jit import FASTMATH
 
 # ------------------------------------------------------------------ the host
@@ -42,7 +43,6 @@ def _features() -> set[str]:
 
 
 FEATURES = _features()
-IS_X86 = llvm.get_process_triple().startswith(("x86_64", "i386", "i686", "amd64"))
 VECTOR_BYTES = 64 if "avx512f" in FEATURES else 32 if "avx2" in FEATURES else 16
 REGISTERS = 32 if "avx512f" in FEATURES or not IS_X86 else 16
 FLAGS = tuple(sorted(FASTMATH))

@@ -98,16 +98,16 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
     """Where each step begins, for rows of these lengths in falling order."""
     T = int(lengths[0]) if len(lengths) else 0
     if not len(lengths) or lengths[-1] == T:
-        return np.arange(T + 1) * len(lengths)
+        return np.arange(T + 1, dtype=np.int64) * len(lengths)
     ends = np.bincount(lengths, minlength=T + 1)
     rows = len(lengths) - np.cumsum(ends)[:-1]  # longer than t
-    return np.append(0, np.cumsum(rows))
+    return np.append(0, np.cumsum(rows)).astype(np.int64)
 
 
 @lru_cache(maxsize=256)
 def even_steps(T: int, B: int) -> Steps:
     """B rows of T steps."""
-    steps = Steps(np.full(B, T))
+    steps = Steps(np.full(B, T, np.int64))
     if not B:
         steps.T, steps.starts, steps.slots = T, np.zeros(T + 1, np.int64), np.zeros(T + 3, np.int64)
     return steps

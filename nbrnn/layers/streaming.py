@@ -327,7 +327,7 @@ class _Layer:
         self.counters = new_counters()
         there = even_steps(1, B)
         back = copy.copy(there)
-        back.slots = np.array([B, 0, 2 * B])
+        back.slots = np.array([B, 0, 2 * B], np.int64)
         self.kept: list[Any] = []
         self.plans = [self._plan(params, x[turn], steps, given) for turn, steps in enumerate((there, back))]
 
