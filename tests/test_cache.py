@@ -14,6 +14,7 @@ import nbrnn
 USE_EVERYTHING = """
 import gc, json
 import numpy as np
+from numba.core.ccallback import CFunc
 from numba.core.dispatcher import Dispatcher
 import nbrnn
 
@@ -30,6 +31,8 @@ for entry in gc.get_objects():
         hits, misses = sum(entry.stats.cache_hits.values()), sum(entry.stats.cache_misses.values())
         if hits or misses:
             uses[f"{entry.py_func.__qualname__} {id(entry)}"] = hits, misses, entry.stats.cache_path
+    elif isinstance(entry, CFunc):
+        uses[f"{entry.__qualname__} {id(entry)}"] = entry.cache_hits, 1 - entry.cache_hits, entry._cache.cache_path
 print(json.dumps(sorted((name.split()[0], *use) for name, use in uses.items())))
 """
 

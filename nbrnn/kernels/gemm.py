@@ -103,8 +103,10 @@ def pack_layer(
     """`pack_rows` of all that a layer's step multiplies with, and its biases, in one region.
 
     first, stop: columns where the recurrent and the second product's slots begin; bias_ih, bias_hh: empty for none;
-    bias: [J, P], zeros.
+    bias: [J, P].
     """
+    J = len(bias)
+    bias[J * s // shards : J * (s + 1) // shards] = 0.0
     pack_rows(s, shards, w_ih, order_ih, out_ih)
     pack_rows(s, shards, w_hh, order_hh, out_hh)
     pack_rows(s, shards, w_hh, order_mid, out_mid)

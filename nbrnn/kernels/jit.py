@@ -1,19 +1,24 @@
 """Compiler flags, the source stamp, threads and the fork guard: the one place for each.
 
-`@jitable` marks a function that compiled code calls. `compiled` makes an entry that Python calls, cached on disk, and
-`native` one that other entries call by its address. `@sharded` marks a function that divides its work among threads:
-Python calls it through `run`, with the number of shards as the first argument.
+`@jitable` marks a function that compiled code calls, `compiled` makes an entry that Python calls, and `native` a
+function that compiled code calls by its address; both are cached on disk.
+
+Kernels
+    `@sharded` marks a function that divides its work among threads. It becomes a `Kernel`: compiled once for each
+    combination of argument types, and called by its address. A `stage` is a kernel with its arguments, and `Stages` are
+    several that run one after another, each in a parallel region of its own, in one call from Python. There is a
+    single function with parallel regions, since Numba takes longer to compile those than all that is in them.
 
 Caching
     Numba looks at the file of the decorated function only, so that an edit of a helper would run the old code. Each
-    entry's cache file is therefore named by a hash of the sources in `kernels`, `STAMP`, where all helpers live that
-    other files use, and by a tag that tells apart the entries made by one factory. Two processes that compile
-    different entries never write to the same file.
+    cache file is therefore named by a hash of the sources in `kernels`, `STAMP`, where all helpers live that other
+    files use, and by a tag that tells apart the entries made by one factory. Two processes that compile different
+    entries never write to the same file.
 
 Threads
-    An entry holds a serial and a parallel path. The serial one is taken for small work, for one thread, in a forked
-    child (OpenMP kills a child that enters a region), and where the threading layer cannot be entered twice
-    (workqueue) and is in use by another Python thread. A result never depends on the path.
+    A stage is run by the calling thread alone if it is small work, if there is one thread, in a forked child (OpenMP
+    kills a child that enters a region), and where the threading layer cannot be entered twice (workqueue) and is in
+    use by another Python thread. A result never depends on that.
 """
 
 from __future__ import annotations
@@ -24,12 +29,15 @@ import threading
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
+import numpy as np
+from numba.core import types
 from numba.extending import overload
 from numba.np.ufunc import parallel
 
+from nbrnn.kernels.calls import address_of, call_kernel, unpack
 from nbrnn.kernels.denormals import flush_denormals, restore_denormals
 
 # Contraction, signed zeros and reciprocals only: NaN and infinity keep their meaning, sums keep their order.
@@ -91,31 +99,176 @@ def _cached(compile: Callable) -> Any:
         return compile(OPTIONS)
 
 
-def sharded(function: Callable) -> Callable:
-    """Let `run` call ``function(shard, shards, *args)`` for every shard, in a parallel region if there are several.
+# ------------------------------------------------------------------ kernels
 
-    The function itself stays plain Python, since its entry is cached by its name.
+KERNEL = types.void(types.intp, types.intp, types.CPointer(types.int64))
+
+
+class Kernel:
+    """A function ``function(shard, shards, *args)`` that is called by its address.
+
+    Parameters
+    ----------
+    function : callable
+        Its arguments are contiguous arrays, integers and floats.
+    tag : str
+        Tells it apart from others of the same source.
     """
-    function.entry = divided(function, f"{function.__name__}-{stamp_of(function)}")
+
+    def __init__(self, function: Callable, tag: str):
+        self.function, self.tag = jitable(function), tag
+        self._compiled: dict[tuple, Any] = {}
+
+    def address(self, kinds: tuple) -> int:
+        """Where it begins, compiled for arguments of some kinds: for each a type, or a dtype and its dimensions."""
+        found = self._compiled.get(kinds)
+        if found is None:
+            found = self._compiled[kinds] = self._compile(kinds)
+        return found.address
+
+    def _compile(self, kinds: tuple) -> Any:
+        function, words = self.function, ",".join(map(_word, kinds))
+
+        def kernel(shard, shards, numbers):
+            function(shard, shards, *unpack(numbers, words))
+
+        digest = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+        return native(kernel, KERNEL, f"{self.tag}-{digest}")
+
+    def __call__(self, shards: int, *args: Any) -> None:
+        """Run all shards on the threads that Numba has."""
+        _enter(shards, Stages(stage(self, shards, *args)).table)
+
+
+def sharded(function: Callable) -> Callable:
+    """Let `stage` and `run` call ``function(shard, shards, *args)`` for every shard.
+
+    The function itself stays plain Python, since its kernel is cached by its name.
+    """
+    function.entry = Kernel(function, f"{function.__name__}-{stamp_of(function)}")
     return function
 
 
-def divided(function: Callable, tag: str) -> Callable:
-    """The entry ``entry(shards, *args)`` that calls ``function(shard, shards, *args)`` for every shard."""
-    shard = jitable(function)
+class Stage(NamedTuple):
+    """A kernel and its arguments."""
 
-    def entry(shards, *args):
-        if shards == 1:  # no literals here: both paths share what is compiled
+    kernel: int
+    shards: int
+    numbers: list[int]  # integers, the bits of floats, addresses and shapes
+    arrays: list[tuple[int, np.ndarray]]  # and in which of the numbers the address stands
+
+
+def stage(function: Any, shards: int, *args: Any) -> Stage:
+    """A stage of a sharded function, or of a `Kernel`.
+
+    args: arrays, numbers, and tuples of integers and arrays, of which the kernel is given the addresses alone.
+    """
+    kinds, numbers, arrays = [], [], []
+    for arg in args:
+        if isinstance(arg, np.ndarray):
+            kinds.append((arg.dtype, arg.ndim))
+            arrays.append((len(numbers), arg))
+            numbers += locate(arg), *arg.shape
+        elif isinstance(arg, tuple):
+            kinds.append(len(arg))
+            for one in arg:
+                if isinstance(one, np.ndarray):
+                    arrays.append((len(numbers), one))
+                    one = locate(one)
+                numbers.append(one)
+        elif isinstance(arg, float):
+            kinds.append(float)
+            numbers.append(int(np.float64(arg).view(np.int64)))
+        else:
+            kinds.append(int)
+            numbers.append(int(arg))
+    return Stage(getattr(function, "entry", function).address(tuple(kinds)), shards, numbers, arrays)
+
+
+def _word(kind: Any) -> str:
+    """A kind of argument as `calls.unpack` calls it."""
+    if isinstance(kind, int):
+        return f"integers {kind}"
+    return kind.__name__ if isinstance(kind, type) else f"{kind[0].name} {kind[1]}"
+
+
+class Stages:
+    """Stages that run one after another, as often as one likes.
+
+    Parameters
+    ----------
+    *stages : Stage
+    **named : ndarray
+        Those of their arrays that `put` replaces by others of the same shape. They are not kept alive; all others are.
+
+    Attributes
+    ----------
+    table : ndarray of int64
+        How many stages, for each of them its kernel, shards and where its arguments begin, and the arguments.
+    """
+
+    def __init__(self, *stages: Stage, **named: np.ndarray):
+        numbers, at, found = [len(stages)], 1 + 3 * len(stages), []
+        for one in stages:
+            numbers += one.kernel, one.shards, at
+            found += [(at + place, array) for place, array in one.arrays]
+            at += len(one.numbers)
+        for one in stages:
+            numbers += one.numbers
+        self.shards = max((one.shards for one in stages), default=1)
+        self.table = np.array(numbers, np.int64)
+        self._places = {name: [at for at, array in found if array is one] for name, one in named.items()}
+        self._kept = [array for _, array in found if not any(array is one for one in named.values())]
+
+    def put(self, **named: np.ndarray) -> None:
+        """Exchange named arrays."""
+        for name, array in named.items():
+            address = locate(array)
+            for place in self._places[name]:
+                self.table[place] = address
+
+    def run(self) -> None:
+        """Run them, each on at most as many threads as it asks for."""
+        shards = min(self.shards, get_num_threads())
+        if shards <= 1:
+            _enter(1, self.table)
+        elif threading_layer() != "workqueue":
+            _enter_with(shards, self.table)
+        elif not _entered.acquire(blocking=False):
+            _enter(1, self.table)
+        else:
+            try:
+                _enter_with(shards, self.table)
+            finally:
+                _entered.release()
+
+
+def run(function: Any, shards: int, *args: Any) -> None:
+    """Run a single stage."""
+    Stages(stage(function, min(shards, get_num_threads()), *args)).run()
+
+
+@compiled
+def locate(array):
+    """The address of an array, which must be contiguous."""
+    return address_of(array)
+
+
+def _run_table(limit, table):
+    for n in range(table[0]):
+        kernel, shards, at = table[1 + 3 * n], min(table[2 + 3 * n], limit), table[3 + 3 * n]
+        if shards <= 1:
             mode = flush_denormals()
-            shard(shards - 1, shards, *args)
+            call_kernel(kernel, 0, 1, table, at)
             restore_denormals(mode)
         else:
             for s in numba.prange(shards):
                 mode = flush_denormals()
-                shard(s, shards, *args)
+                call_kernel(kernel, s, shards, table, at)
                 restore_denormals(mode)
 
-    return compiled(entry, tag=tag, parallel=True)
+
+_enter = compiled(_run_table, parallel=True)
 
 
 # ------------------------------------------------------------------ threads
@@ -178,25 +331,6 @@ def threading_layer() -> str:
             del os.environ["GOMP_SPINCOUNT"]
 
 
-def run(function: Callable, shards: int, *args: Any) -> Any:
-    """Call a sharded function on at most `shards` threads, in the calling thread alone where only that is safe.
-
-    `function` may also be an entry of its own making (`compiled`) with the number of shards as its first argument.
-    """
-    entry = getattr(function, "entry", function)
-    shards = min(shards, get_num_threads())
-    if shards <= 1:
-        return entry(1, *args)
-    if threading_layer() != "workqueue":
-        return _run_on(entry, shards, args)
-    if not _entered.acquire(blocking=False):
-        return entry(1, *args)
-    try:
-        return _run_on(entry, shards, args)
-    finally:
-        _entered.release()
-
-
 @lru_cache(maxsize=1)
 def _numbas_threads() -> Callable[[], int]:
     """`numba.get_num_threads` without the locks that it takes in every call."""
@@ -204,13 +338,14 @@ def _numbas_threads() -> Callable[[], int]:
     return getattr(parallel, "_get_num_threads", numba.get_num_threads)
 
 
-def _run_on(entry: Callable, shards: int, args: tuple) -> Any:
+def _enter_with(shards: int, table: np.ndarray) -> None:
     before = _numbas_threads()()
     if before == shards:
-        return entry(shards, *args)
+        _enter(shards, table)
+        return
     # Numba's own limit belongs to the user: lend it and give it back.
     numba.set_num_threads(shards)
     try:
-        return entry(shards, *args)
+        _enter(shards, table)
     finally:
         numba.set_num_threads(before)

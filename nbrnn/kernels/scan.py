@@ -42,8 +42,7 @@ the same operations in the same order.
 
 With few rows in a step the input product of several steps, `block`, is done at once: tiles of one row are slow.
 
-A scan is called with one array of integers, `Forward` or `Backward`: numbers, and addresses of arrays that the caller
-keeps alive. Numba would spend longer on the arrays themselves than a short step takes.
+A scan is called with integers alone, `Forward` or `Backward`: numbers, and the addresses of the arrays.
 """
 
 from __future__ import annotations
@@ -54,17 +53,14 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import literal_unroll
 from numba.extending import overload
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from nbrnn.kernels.barrier import join, meet
 from nbrnn.kernels.constants import Constants
-from nbrnn.kernels.jit import compiled, divided, jitable
+from nbrnn.kernels.jit import Kernel, jitable
 from nbrnn.kernels.normalise import moments, normalise_back, normalise_slots
 from nbrnn.kernels.simd import (
     accumulate_many,
-    address_of,
     element,
     fill_behind,
     lane_sum,
@@ -219,7 +215,7 @@ class Equations(Constants):
 
 
 class Forward(NamedTuple):
-    """What a forward scan works on: numbers, and addresses of the arrays described above.
+    """What a forward scan works on: numbers, and the arrays described above or, in compiled code, their addresses.
 
     kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; block: time steps whose input
     product is done at once; shared: whether all panels share one scratch tile; lengths [B], starts [T + 1], slots [T +
@@ -249,23 +245,23 @@ class Forward(NamedTuple):
     ld: int
     inner_rows: int
     ld_middle: int
-    # addresses
-    lengths: int = 0
-    starts: int = 0
-    slots: int = 0
-    x: int = 0
-    w_ih: int = 0
-    bias: int = 0
-    w_hh: int = 0
-    w_mid: int = 0
-    bias_mid: int = 0
-    own: int = 0
-    given: int = 0
-    y: int = 0
-    inner: int = 0
-    middle: int = 0
-    gates: int = 0
-    counters: int = 0
+    # arrays
+    lengths: Any
+    starts: Any
+    slots: Any
+    x: Any
+    w_ih: Any
+    bias: Any
+    w_hh: Any
+    w_mid: Any
+    bias_mid: Any
+    own: Any
+    given: Any
+    y: Any
+    inner: Any
+    middle: Any
+    gates: Any
+    counters: Any
 
 
 class Backward(NamedTuple):
@@ -293,64 +289,45 @@ class Backward(NamedTuple):
     ld_middle: int
     ld_dh: int
     ld_dmiddle: int
-    # addresses
-    lengths: int = 0
-    starts: int = 0
-    slots: int = 0
-    dy: int = 0
-    w_hh: int = 0
-    w_mid: int = 0
-    own: int = 0
-    given: int = 0
-    y: int = 0
-    inner: int = 0
-    middle: int = 0
-    gates: int = 0
-    dh: int = 0
-    dinner: int = 0
-    dmiddle: int = 0
-    dz: int = 0
-    down: int = 0
-    counters: int = 0
-
-
-def make_plan(numbers: Forward | Backward, *arrays: np.ndarray) -> np.ndarray:
-    """A scan's argument: its numbers, and behind them the addresses of its arrays in their order."""
-    plan = np.array(numbers, np.int64)
-    _locate(plan, *arrays)
-    return plan
-
-
-@compiled
-def _locate(plan, *arrays):
-    """The addresses of arrays, into the last elements of a plan."""
-    place = len(plan) - len(arrays)
-    for array in literal_unroll(arrays):
-        plan[place] = address_of(array)
-        place += 1
-
-
-FORWARD, BACKWARD = len(Forward._fields), len(Backward._fields)
+    # arrays
+    lengths: Any
+    starts: Any
+    slots: Any
+    dy: Any
+    w_hh: Any
+    w_mid: Any
+    own: Any
+    given: Any
+    y: Any
+    inner: Any
+    middle: Any
+    gates: Any
+    dh: Any
+    dinner: Any
+    dmiddle: Any
+    dz: Any
+    down: Any
+    counters: Any
 
 
 @cache
-def compile_scan(cell: Equations) -> tuple[Callable, Callable]:
-    """The entries of the forward and the backward scan of a cell: ``entry(shards, plan)``, the plan as an array."""
+def compile_scan(cell: Equations) -> tuple[Kernel, Kernel]:
+    """The kernels of the forward and the backward scan of a cell; their argument is a `Forward` or a `Backward`."""
 
-    def forward(shard, shards, plan):
-        _forward(shard, shards, cell, plan)
+    def forward(shard, shards, numbers):
+        _forward(shard, shards, cell, numbers)
 
-    def backward(shard, shards, plan):
-        _backward(shard, shards, cell, plan)
+    def backward(shard, shards, numbers):
+        _backward(shard, shards, cell, numbers)
 
-    return divided(forward, f"forward_scan-{cell.name}"), divided(backward, f"backward_scan-{cell.name}")
+    return Kernel(forward, f"forward_scan-{cell.name}"), Kernel(backward, f"backward_scan-{cell.name}")
 
 
 @cache
-def compile_front(cell: Equations) -> tuple[Callable, Callable]:
-    """The entries that compute the first states of the scan from the others, at the beginning of a sequence, and back.
+def compile_front(cell: Equations) -> tuple[Kernel, Kernel]:
+    """The kernels that compute the first states of the scan from the others, at the beginning of a sequence, and back.
 
-    Their arguments: 1; states [., B, H], own [., J U W], mask [., B, H], the states to compute [., B, H]; and 1, the
+    Their arguments: states [., B, H], own [., J U W], mask [., B, H], the states to compute [., B, H]; and the
     gradients of those, states, own, mask, the gradients to compute [., B, H], and to add to, down [., B, J U W].
     """
 
@@ -360,7 +337,7 @@ def compile_front(cell: Equations) -> tuple[Callable, Callable]:
     def front_back(shard, shards, d, states, own, mask, dstates, down):
         _front_back(cell, d, states, own, mask, dstates, down)
 
-    return divided(front, f"front-{cell.name}"), divided(front_back, f"front_back-{cell.name}")
+    return Kernel(front, f"front-{cell.name}"), Kernel(front_back, f"front_back-{cell.name}")
 
 
 @jitable
@@ -446,9 +423,9 @@ def _wait(p, team, n, meetings):
 
 
 @jitable
-def _forward(shard, shards, cell, plan):
+def _forward(shard, shards, cell, numbers):
     """One shard of the forward scan."""
-    p = Forward(*to_fixed_tuple(plan, FORWARD))
+    p = Forward(*numbers)
     starts, slots = _integers(p.starts), _integers(p.slots)
     W = lanes_of(_at(cell, p.y, 0))
     J, PANEL = _panels(p.H, cell.vectors * W), cell.kept * cell.vectors * W
@@ -665,9 +642,9 @@ def _arguments(cell, m, unit, count, H, states, beside):
 
 
 @jitable
-def _backward(shard, shards, cell, plan):
+def _backward(shard, shards, cell, numbers):
     """One shard of the backward scan: turns the tape into the gradients of the pre-activations."""
-    p = Backward(*to_fixed_tuple(plan, BACKWARD))
+    p = Backward(*numbers)
     starts, slots = _integers(p.starts), _integers(p.slots)
     W = lanes_of(_at(cell, p.y, 0))
     units, PANEL = cell.vectors * W, VECTORS * W

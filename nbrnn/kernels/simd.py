@@ -323,19 +323,6 @@ def pointer_to(typingctx, number, address, offset):
 
 
 @intrinsic
-def address_of(typingctx, array):
-    """Where a C-contiguous array begins; others are refused when the caller is compiled."""
-    if not isinstance(array, types.Array) or array.layout != "C":
-        return None
-
-    def codegen(context, builder, sig, args):
-        data = context.make_array(sig.args[0])(context, builder, args[0]).data
-        return builder.ptrtoint(data, context.get_value_type(types.int64))
-
-    return types.int64(array), codegen
-
-
-@intrinsic
 def element(typingctx, p, n):
     """Number n behind a pointer."""
 

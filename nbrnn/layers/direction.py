@@ -5,12 +5,16 @@ forward     pack -> input product and scan, panel by panel
 backward    scan -> weight, bias and input gradients, each one big product
 finish      the gradients of the first states and of the cell's own parameters
 
+Forward and backward are one call of compiled code each. The memory that they need and the arguments of that call, a
+`Tape`, are used again by the next call with the same steps: a training loop touches no new memory.
+
 A sequence may go through `forward` piece by piece, and through `backward` from its last piece to the first, with the
 same bits: a `Carry` takes along what passes from one piece to the next.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -21,12 +25,12 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options, Program, compile_cell
 from nbrnn.kernels import gemm, schedule
 from nbrnn.kernels.barrier import new_counters
-from nbrnn.kernels.jit import get_num_threads, run, threading_layer
-from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan, make_plan
+from nbrnn.kernels.jit import Stage, Stages, get_num_threads, run, stage, threading_layer
+from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, product_kernel
-from nbrnn.layers.module import Parameters, read_only
-from nbrnn.layers.packing import Packing, Weights, packing_of
+from nbrnn.layers.module import Parameters
+from nbrnn.layers.packing import Ahead, Back, Packing, Weights, packing_of
 from nbrnn.layers.sequences import Steps
 
 NO_ROWS = np.empty(0, np.int64)
@@ -40,17 +44,17 @@ class Given(NamedTuple):
     mask: np.ndarray | None = None  # [B, H], of what is fed back
 
 
-class Tape(NamedTuple):
-    """What forward keeps; see `kernels.scan`."""
+@dataclass(eq=False)
+class Panels:
+    """The packed weights of one direction, and the stages that pack them from where the parameters were last."""
 
-    steps: Steps
-    x: np.ndarray  # [N, I] or tokens [N]
-    y: np.ndarray  # [N + 2 B, D P]
-    inner: np.ndarray  # [., N + 2 B, H]
-    middle: np.ndarray  # [N, .] where there is a second product
-    gates: np.ndarray  # flat
-    own: np.ndarray  # [., J U W]
-    given: Given
+    ahead: Ahead
+    own: np.ndarray  # [., J U W], the cell's own parameters as the equations take them
+    source: np.ndarray | None = None
+    stages: Stages | None = None
+    back: Back | None = None
+    back_source: np.ndarray | None = None
+    back_stages: Stages | None = None
 
 
 class Carry(NamedTuple):
@@ -59,8 +63,30 @@ class Carry(NamedTuple):
     dh: np.ndarray  # [B, .], the gradient of what was fed back, filled up to whole panels
     dinner: np.ndarray  # [., B, H], of the states behind it
     down: np.ndarray  # [., B, J U W], of the cell's own parameters
-    weights: tuple[np.ndarray, np.ndarray]  # of the recurrent and of the second product, transposed, in panels
-    w_ih: np.ndarray | None  # of the input product, None where x holds tokens
+    back: Back
+    tokens: bool
+
+
+@dataclass(eq=False)
+class Tape:
+    """The memory of a scan of some `Steps`, and the stages that run on it; see `kernels.scan`."""
+
+    steps: Steps
+    how: Schedule
+    keep: bool
+    panels: Panels
+    inner: np.ndarray  # [., N + 2 B, H], or [., B, H] where nothing is kept
+    middle: np.ndarray  # [N, .] or [B, .]
+    gates: np.ndarray  # flat
+    shared: bool  # whether all panels share one tile of gates
+    counters: np.ndarray
+    # What the last call brought
+    x: np.ndarray | None = None  # [N, I], or tokens [N]
+    y: np.ndarray | None = None  # [N + 2 B, D P]
+    given: Given | None = None
+    # The stages of the last calls, and what has to be the same to use them again
+    ahead: tuple[tuple, Stages] | None = None
+    back: tuple[tuple, Stages] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,11 +135,13 @@ class Direction:
         self.layout = self.program.equations.layout
         self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype)
         self.scans = compile_scan(self.program.equations)
-        self._kernels = self.packing.kernels(shape.options.projection is not None)
+        self.projected = shape.options.projection is not None
+        self.kernels = self.packing.kernels(self.projected)
         self.names = list(self.shapes())
         self._fields = [name + end if name + end in self.names else None for name in Weights._fields]
-        self._spare: list[np.ndarray] = []
-        self._known: tuple[np.ndarray, tuple] | None = None
+        self._spare: tuple[list[Tape], list[Tape]] = [], []
+        self._spare_panels: list[Panels] = []
+        self._known: tuple[np.ndarray, Panels] | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Its parameters' names and shapes."""
@@ -132,17 +160,27 @@ class Direction:
             shapes[own.name] = (own.rows, self.hidden) if own.rows > 1 else (self.hidden,)
         return {name + self.end: shape for name, shape in shapes.items()}
 
-    def schedules(self, T: int, B: int) -> tuple[Schedule, Schedule]:
+    @property
+    def middle(self) -> int:
+        """Numbers in a row of `middle`."""
+        second = self.layout.second or self.projected
+        return self.hidden if second else self.layout.norms and self.layout.norms + 2
+
+    def schedules(self, steps: Steps) -> tuple[Schedule, Schedule]:
         """How forward and backward run."""
         threads, H, layout, P = get_num_threads(), self.hidden, self.layout, self.output
-        layer = threading_layer() if threads > 1 else ""
+        T, B, layer = steps.T, steps.mean_rows, threading_layer() if threads > 1 else ""
         columns = (layout.recurrent + layout.second) * H
-        projection = P * H if self.shape.options.projection else 0
+        projection = P * H if self.projected else 0
         work, weights = columns * P + projection, (columns * P + projection) * self.dtype.itemsize
         # A normalisation takes whole rows: nothing to divide.
         panels, plain = (1, 1) if layout.norms else (self.packing.panels, gemm.panels(min(H, P), self.dtype))
         ahead = schedule.choose(T, B, 2 * (work + layout.inputs * H * self.inputs), weights, panels, threads, layer)
         return ahead, schedule.choose(T, B, 2 * work, weights, plain, threads, layer)
+
+    def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
+        """The parameters that go into products."""
+        return Weights(*[None if name is None else params[name] for name in self._fields])
 
     # -------------------------------------------------------------- forward
 
@@ -152,8 +190,8 @@ class Direction:
             return states
         stack = np.ascontiguousarray(np.stack(states))  # a stack may have any order
         out = np.empty((self.program.hidden, *stack.shape[1:]), self.dtype)
-        mask = self._mask(given, stack[0])
-        run(compile_front(self.program.equations)[0], 1, stack, self.own(params), mask, out)
+        mask, own = self._mask(given, stack[0]), self.pack(params, self.new_panels()).own
+        run(compile_front(self.program.equations)[0], 1, stack, own, mask, out)
         return [*out, *states]
 
     def forward(
@@ -165,64 +203,115 @@ class Direction:
         states: list[np.ndarray],
         given: Given,
         keep: bool,
-        packed: tuple[np.ndarray, ...] | None = None,
+        panels: Panels | None = None,
     ) -> tuple[Tape, list[np.ndarray]]:
         """Fill its columns of y; what backward needs, and the last states of the scan.
 
-        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the scan; packed: the weights, if they are.
+        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the scan; panels: the weights, if they are
+        packed. The tape has to be given back (`release`) after the last use of it and of the states.
         """
-        B, H, packing = steps.B, self.hidden, self.packing
         half = slice(self.reverse * self.output, (self.reverse + 1) * self.output)
         start, end = steps.first(self.reverse), steps.last(self.reverse)
-        inner = np.empty((len(states) - 1, len(y) if keep else B, H), self.dtype)
+        tape = self.take(steps, keep, panels or (None if keep else self.packed(params)))
+        if panels is None and keep:
+            self.pack(params, tape.panels)
         y[start, half] = states[0]
-        for out, state in zip(inner, states[1:]):
-            out[start if keep else slice(B)] = state
-        plan, _ = self.schedules(steps.T, steps.mean_rows)
-        if keep:
-            packed, shared = packed or packing.forward(self._weights(params)), False
-            gates = self._take(steps.N * packing.panels * packing.columns)
-            middle = np.empty((steps.N, self.middle), self.dtype)
-        else:
-            packed = packed or self.packed(params)
-            middle, gates, shared = self.scratch(plan, B)
-        tape = Tape(steps, x, y, inner, middle, gates, self.own(params), given)
+        for out, state in zip(tape.inner, states[1:]):
+            out[start if keep else slice(steps.B)] = state
+        tape.x, tape.y, tape.given = x, y, given
         if steps.N:
-            counters = new_counters()
-            run(self.scans[0], plan.shards, self.plan(tape, packed, plan, keep, shared, counters))
-        return tape, [y[end, half], *(array[end if keep else slice(B)] for array in inner)]
+            self._run(tape)
+        return tape, [y[end, half], *(array[end if keep else slice(steps.B)] for array in tape.inner)]
 
-    @property
-    def middle(self) -> int:
-        """Numbers in a row of `middle`."""
-        second = self.layout.second or self.shape.options.projection
-        return self.hidden if second else self.layout.norms and self.layout.norms + 2
+    def _run(self, tape: Tape) -> None:
+        """The forward scan."""
+        named = {"x": tape.x, "y": tape.y, "given": tape.given.values}
+        key = tape.x.ndim, tape.given.by_step
+        if tape.ahead is None or tape.ahead[0] != key:
+            tape.ahead = key, Stages(self.scan(tape), **named)
+        else:
+            tape.ahead[1].put(**named)
+        if tape.how.by_units:
+            tape.counters[:] = 0
+        tape.ahead[1].run()
 
-    def scratch(self, plan: Schedule, B: int) -> tuple[np.ndarray, np.ndarray, bool]:
-        """`middle` and gates of a scan that keeps nothing, and whether all panels share one tile."""
-        shared = not (plan.block > 1 or self.layout.second or self.layout.norms)
-        columns = self.packing.columns * (1 if shared else self.packing.panels)
-        return np.empty((B, self.middle), self.dtype), np.empty(B * plan.block * columns, self.dtype), shared
+    def scan(self, tape: Tape) -> Stage:
+        """The stage of the forward scan."""
+        steps, x, y, (given, by_step, _), how = tape.steps, tape.x, tape.y, tape.given, tape.how
+        return stage(self.scans[0], how.shards, Forward(
+            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, x.ndim == 1, steps.T, steps.B,
+            self.inputs, self.hidden, self.output, given.shape[1], by_step, self.reverse * self.output, y.shape[1],
+            tape.inner.shape[1], tape.middle.shape[1], steps.lengths, steps.starts, steps.slots, x, *tape.panels.ahead,
+            tape.panels.own, given, y, tape.inner, tape.middle, tape.gates, tape.counters,
+        ))  # fmt: skip
 
-    def plan(
-        self, tape: Tape, packed: tuple, plan: Schedule, keep: bool, shared: bool, counters: np.ndarray
-    ) -> np.ndarray:
-        """The forward scan's argument."""
-        steps, x, y, inner, middle, gates, own, given = tape
-        numbers = Forward(
-            *self._kernels, plan.by_units, plan.block, keep, shared, self.reverse, x.ndim == 1, steps.T, steps.B,
-            self.inputs, self.hidden, self.output, given.values.shape[1], given.by_step, self.reverse * self.output,
-            y.shape[1], inner.shape[1], middle.shape[1],
-        )  # fmt: skip
-        return make_plan(
-            numbers, steps.lengths, steps.starts, steps.slots, x, *packed, own, given.values, y, inner, middle, gates,
-            counters,
-        )  # fmt: skip
+    def take(self, steps: Steps, keep: bool, panels: Panels | None) -> Tape:
+        """A tape: that of an earlier call if it fits."""
+        spare, (how, _) = self._spare[keep], self.schedules(steps)
+        while spare:
+            try:
+                tape = spare.pop()
+            except IndexError:  # another thread was faster
+                break
+            if tape.steps is steps and tape.how is how and (panels is None or panels is tape.panels):
+                return tape
+        return self.new_tape(steps, how, keep, self.new_panels() if panels is None else panels)
 
-    def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
-        return Weights(*[None if name is None else params[name] for name in self._fields])
+    def release(self, tape: Tape) -> None:
+        """Let a later call have this tape."""
+        tape.x = tape.y = tape.given = None
+        self._spare[tape.keep].append(tape)
 
-    def packed(self, params: Parameters) -> tuple:
+    def new_tape(self, steps: Steps, how: Schedule, keep: bool, panels: Panels) -> Tape:
+        N, B, packing = steps.N, steps.B, self.packing
+        shared = not (keep or how.block > 1 or self.layout.second or self.layout.norms)
+        columns = packing.columns * (1 if shared else packing.panels)
+        inner = np.empty((self.layout.states - 1, N + 2 * B if keep else B, self.hidden), self.dtype)
+        middle = np.empty((N if keep else B, self.middle), self.dtype)
+        gates = np.empty((N if keep else B * how.block) * columns, self.dtype)
+        return Tape(steps, how, keep, panels, inner, middle, gates, shared, new_counters())
+
+    # -------------------------------------------------------------- packed weights
+
+    def take_panels(self) -> Panels:
+        """Room for packed weights, perhaps that of an earlier call."""
+        try:
+            return self._spare_panels.pop()
+        except IndexError:
+            return self.new_panels()
+
+    def release_panels(self, panels: Panels) -> None:
+        """Let a later call have this room."""
+        self._spare_panels.append(panels)
+
+    def new_panels(self) -> Panels:
+        own = np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
+        return Panels(self.packing.forward(self.inputs, self.projected), own)
+
+    def pack(self, params: Parameters, panels: Panels) -> Panels:
+        """Bring the parameters as they are now into the panels."""
+        if panels.source is not params.flat:
+            panels.source = params.flat
+            panels.stages = Stages(*self.packing.pack(self._weights(params), panels.ahead))
+        panels.stages.run()
+        row = 0
+        for one in self.cell.own:
+            value = params[one.name + self.end]
+            here = panels.own[row : row + one.rows, : self.hidden]
+            here[...] = value if one.exponent is None else np.exp(one.exponent * value)
+            row += one.rows
+        return panels
+
+    def _pack_back(self, params: Parameters, panels: Panels, tokens: bool) -> Back:
+        """The weights for the way back, those of the input product unless x holds tokens."""
+        if panels.back_source is not params.flat or bool(len(panels.back.w_ih)) == tokens:
+            panels.back_source = params.flat
+            panels.back = self.packing.backward(0 if tokens else self.inputs, self.projected)
+            panels.back_stages = Stages(*self.packing.pack_back(self._weights(params), panels.back))
+        panels.back_stages.run()
+        return panels.back
+
+    def packed(self, params: Parameters) -> Panels:
         """The packed weights: those of the last call where the parameters still are the same bits."""
         flat = params.span(self.names[0], self.names[-1])
         known = self._known
@@ -232,37 +321,17 @@ class Direction:
             run(gemm.compare, shards, known[0], flat, different)
             if not different.any():
                 return known[1]
-        packed = self.packing.forward(self._weights(params))
-        self._known = flat.copy(), packed
-        return packed
-
-    def own(self, params: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The cell's own parameters as the equations take them, [., J U W]."""
-        own, row = np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype), 0
-        for one in self.cell.own:
-            value = params[one.name + self.end]
-            own[row : row + one.rows, : self.hidden] = value if one.exponent is None else np.exp(one.exponent * value)
-            row += one.rows
-        return own
+        panels = self.pack(params, self.new_panels())
+        self._known = flat.copy(), panels
+        return panels
 
     def _mask(self, given: Given, state: np.ndarray) -> np.ndarray:
         """The mask of what is fed back, [1, B, H]; anything where there is none."""
         return (state if given.mask is None else given.mask)[None]
 
-    def _take(self, size: int) -> np.ndarray:
-        """Memory for a tape: that of an earlier step if it fits, so that a training loop touches no new memory."""
-        while self._spare:
-            try:
-                spare = self._spare.pop()
-            except IndexError:  # another thread was faster
-                break
-            if spare.size == size:
-                return spare
-        return np.empty(size, self.dtype)
-
     # -------------------------------------------------------------- backward
 
-    def carry(self, params: Parameters, dlast: list[np.ndarray], tokens: bool) -> Carry:
+    def carry(self, params: Parameters, panels: Panels, dlast: list[np.ndarray], tokens: bool) -> Carry:
         """From the gradients of the cell's last states [B, .]."""
         B, H, hidden = len(dlast[0]), self.hidden, self.program.hidden
         dlast = [np.zeros((B, H), self.dtype)] * hidden + dlast
@@ -272,85 +341,111 @@ class Direction:
         for out, array in zip(dinner, dlast[1:]):
             out[...] = array
         down = np.zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype)
-        *weights, w_ih = self.packing.backward(self._weights(params), not tokens)
-        return Carry(dh, dinner, down, tuple(weights), None if tokens else w_ih)
+        return Carry(dh, dinner, down, self._pack_back(params, panels, tokens), tokens)
 
     def backward(self, grads: Parameters, tape: Tape, dy: np.ndarray, carry: Carry, add: bool) -> np.ndarray | None:
         """The weight gradients into `grads`, or with `add` added to them; dx [N, I], None for tokens.
 
         Uses up the tape, and turns `carry` into that of the piece before. dy: [N, D P].
         """
-        steps, packing, H = tape.steps, self.packing, self.hidden
-        projection = self.shape.options.projection
-        dgates = tape.gates.reshape(steps.N, packing.panels * packing.columns)
-        dz = np.empty((steps.N if projection else 0, self.output), self.dtype)
-        if steps.N:
-            _, plan = self.schedules(steps.T, steps.mean_rows)
-            columns = packing.panels * packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
-            dmiddle, counters = np.empty((steps.B, columns), self.dtype), new_counters()
-            y, inner, middle, given = tape.y, tape.inner, tape.middle, tape.given
-            numbers = Backward(
-                product_kernel(VECTORS, self.dtype), plan.by_units, self.reverse, steps.T, steps.B, H, self.output,
-                given.values.shape[1], given.by_step, self.reverse * self.output, y.shape[1], inner.shape[1],
-                middle.shape[1], carry.dh.shape[1], columns,
-            )  # fmt: skip
-            run(self.scans[1], plan.shards, make_plan(
-                numbers, steps.lengths, steps.starts, steps.slots, dy, *carry.weights, tape.own, given.values, y, inner,
-                middle, tape.gates, carry.dh, carry.dinner, dmiddle, dz, carry.down, counters,
-            ))  # fmt: skip
-        self._weight_gradients(dgates, dz, tape, self._weights(grads), add)
-        dx = None if carry.w_ih is None else self._input_gradient(dgates, carry.w_ih)
-        self._spare.append(tape.gates)
-        return dx
+        dx = np.empty((0 if carry.tokens else tape.steps.N, self.inputs), self.dtype)
+        named = {"x": tape.x, "y": tape.y, "given": tape.given.values, "dy": dy, "dx": dx, "dh": carry.dh,
+                 "dinner": carry.dinner, "down": carry.down}  # fmt: skip
+        key = grads.flat, carry.back, add, tape.given.by_step
+        if tape.back is None or not all(map(operator.is_, tape.back[0], key)):
+            tape.back = key, Stages(*self._stages_back(grads, tape, dy, dx, carry, add), **named)
+        else:
+            tape.back[1].put(**named)
+        tape.counters[:] = 0
+        tape.back[1].run()
+        return None if carry.tokens else dx
 
-    def finish(self, grads: Parameters, states: list[np.ndarray], tape: Tape, carry: Carry) -> list[np.ndarray]:
-        """The gradients of the cell's own parameters into `grads`, and of its first states.
+    def _stages_back(
+        self, grads: Parameters, tape: Tape, dy: np.ndarray, dx: np.ndarray, carry: Carry, add: bool
+    ) -> list[Stage]:
+        N, packing, dweights = tape.steps.N, self.packing, self._weights(grads)
+        dz = np.empty((N if self.projected else 0, self.output), self.dtype)
+        dgates = tape.gates.reshape(N, packing.panels * packing.columns)
+        stages = [self._scan_back(tape, dy, dz, carry)] if N else []
+        stages += self._weight_gradients(tape, dgates, dz, dweights, add)
+        return stages if carry.tokens else [*stages, self._input_gradient(dgates, carry.back.w_ih, dx)]
 
-        states: the first ones of the scan; tape: of the first piece. A gradient passes through those states that were
-        computed from the cell's.
-        """
-        dstates, hidden, own = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden, tape.own
-        if hidden:
-            mask, first = self._mask(tape.given, states[0]), np.ascontiguousarray(np.stack(states[hidden:]))
-            found = np.empty_like(first)
-            entry, d = compile_front(self.program.equations)[1], np.ascontiguousarray(np.stack(dstates[:hidden]))
-            run(entry, 1, d, first, own, mask, found, carry.down)
-            dstates = [a + b for a, b in zip(dstates[hidden:], found)]
-        self._own_gradients(carry.down, own, grads)
-        return dstates
+    def _scan_back(self, tape: Tape, dy: np.ndarray, dz: np.ndarray, carry: Carry) -> Stage:
+        """From the tape to the gradients of the pre-activations."""
+        steps, (given, by_step, _), (w_hh, w_mid, _), H = tape.steps, tape.given, carry.back, self.hidden
+        _, how = self.schedules(steps)
+        columns = self.packing.panels * self.packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
+        return stage(self.scans[1], how.shards, Backward(
+            product_kernel(VECTORS, self.dtype), how.by_units, self.reverse, steps.T, steps.B, H, self.output,
+            given.shape[1], by_step, self.reverse * self.output, tape.y.shape[1], tape.inner.shape[1],
+            tape.middle.shape[1], carry.dh.shape[1], columns, steps.lengths, steps.starts, steps.slots, dy, w_hh, w_mid,
+            tape.panels.own, given, tape.y, tape.inner, tape.middle, tape.gates, carry.dh, carry.dinner,
+            np.empty((steps.B, columns), self.dtype), dz, carry.down, tape.counters,
+        ))  # fmt: skip
 
-    def _weight_gradients(self, dgates: np.ndarray, dz: np.ndarray, tape: Tape, dweights: Weights, add: bool) -> None:
+    def _weight_gradients(
+        self, tape: Tape, dgates: np.ndarray, dz: np.ndarray, dweights: Weights, add: bool
+    ) -> list[Stage]:
         """Everything time-parallel: dW = dgates.T @ inputs."""
-        x, y, packing, kernel = tape.x, read_only(tape.y), self.packing, outer_kernel(VECTORS, self.dtype)
-        dgates, H = read_only(dgates), self.hidden
+        x, y, packing, left, N = tape.x, tape.y, self.packing, (outer_kernel(VECTORS, self.dtype), dgates), len(dgates)
         ignored = np.empty(len(dweights.weight_ih), self.dtype)
         dbias_ih, dbias_hh = (ignored if d is None else d for d in (dweights.bias_ih, dweights.bias_hh))
         dweight_hh = np.empty((0, 1), self.dtype) if dweights.weight_hh is None else dweights.weight_hh
-        pieces = (packing.units, packing.columns)
+        how = packing.units, packing.columns, add
         # h of the step before is one slot of y earlier, in the second direction one slot later.
         ld, slot = y.shape[1], tape.steps.slot(2 * self.reverse)
         first, rows = (slot.start, NO_ROWS) if isinstance(slot, slice) else (0, slot)
         offset = first * ld + self.reverse * self.output
-        hidden, outputs = (y, offset, ld, rows, packing.recurrent_runs, *pieces, add), (dweight_hh, dbias_hh)
-        inputs, shards = (dweights.weight_ih, dbias_ih), shards_for(2 * len(dgates) * dweight_hh.size)
+        hidden, outputs = (y, offset, ld, rows, packing.recurrent_runs, *how), (dweight_hh, dbias_hh)
+        inputs, shards, stages = (dweights.weight_ih, dbias_ih), shards_for(2 * N * dweight_hh.size), []
         if x.ndim == 1:
-            run(gemm.gradient_with_tokens, shards, kernel, dgates, *hidden, x, packing.input_runs, *outputs, *inputs)
+            tokens = x, packing.input_runs, *outputs, *inputs
+            stages.append(stage(gemm.gradient_with_tokens, shards, *left, *hidden, *tokens))
         else:
             if self.layout.recurrent:
-                run(gemm.gradient, shards, kernel, dgates, *hidden, *outputs)
-            shards, all_x = shards_for(2 * len(dgates) * dweights.weight_ih.size), (x, 0, self.inputs, NO_ROWS)
-            run(gemm.gradient, shards, kernel, dgates, *all_x, packing.input_runs, *pieces, add, *inputs)
-        middle = read_only(tape.middle), 0, H, NO_ROWS
+                stages.append(stage(gemm.gradient, shards, *left, *hidden, *outputs))
+            shards, all_x = shards_for(2 * N * dweights.weight_ih.size), (x, 0, self.inputs, NO_ROWS)
+            stages.append(stage(gemm.gradient, shards, *left, *all_x, packing.input_runs, *how, *inputs))
+        middle = tape.middle, 0, self.hidden, NO_ROWS
         if self.layout.second:
-            shards = shards_for(2 * len(dgates) * H * H * self.layout.second)
-            run(gemm.gradient, shards, kernel, dgates, *middle, packing.second_runs, *pieces, add, *outputs)
-        if dweights.weight_hr is not None:
-            dz, runs = read_only(dz), gemm.runs_of(self.output, self.dtype)
+            shards = shards_for(2 * N * self.hidden**2 * self.layout.second)
+            stages.append(stage(gemm.gradient, shards, *left, *middle, packing.second_runs, *how, *outputs))
+        if self.projected:
+            runs, shards = gemm.runs_of(self.output, self.dtype), shards_for(2 * N * dweights.weight_hr.size)
             dbias = np.empty(self.output, self.dtype) if dweights.bias_hr is None else dweights.bias_hr
-            shards = shards_for(2 * len(dz) * dweights.weight_hr.size)
-            run(gemm.gradient, shards, kernel, dz, *middle, runs, 0, 0, add, dweights.weight_hr, dbias)
+            right = *middle, runs, 0, 0, add
+            stages.append(stage(gemm.gradient, shards, left[0], dz, *right, dweights.weight_hr, dbias))
+        return stages
+
+    def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray, dx: np.ndarray) -> Stage:
+        """dx = dgates @ weight_ih."""
+        packing, start = self.packing, np.zeros(gemm.padded(self.inputs, self.dtype), self.dtype)
+        # The input's slots of all panels lie side by side, or in a piece of every panel.
+        depth = packed.shape[1] // (1 if packing.layout.inputs == packing.layout.kept else packing.panels)
+        shards, kernel = shards_for(2 * len(dgates) * packed.size), product_kernel(VECTORS, self.dtype)
+        return stage(gemm.multiply, shards, kernel, dgates, 0, packing.columns, depth, packed, start, dx)
+
+    def finish(
+        self, grads: Parameters, states: list[np.ndarray], given: Given, own: np.ndarray, carry: Carry
+    ) -> list[np.ndarray]:
+        """The gradients of the cell's own parameters into `grads`, and of its first states.
+
+        states: the first ones of the scan; given: of the first piece. A gradient passes through those states that were
+        computed from the cell's.
+        """
+        dstates, hidden = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden
+        if hidden:
+            mask, first = self._mask(given, states[0]), np.ascontiguousarray(np.stack(states[hidden:]))
+            found = np.empty_like(first)
+            kernel, d = compile_front(self.program.equations)[1], np.ascontiguousarray(np.stack(dstates[:hidden]))
+            run(kernel, 1, d, first, own, mask, found, carry.down)
+            dstates = [a + b for a, b in zip(dstates[hidden:], found)]
+        self._own_gradients(carry.down, own, grads)
+        return dstates
 
     def _own_gradients(self, down: np.ndarray, own: np.ndarray, grads: Parameters) -> None:
+        if not self.cell.own:
+            return
         totals, row = down.sum(axis=1)[:, : self.hidden], 0
         for one in self.cell.own:
             rows = slice(row, row + one.rows)
@@ -359,15 +454,3 @@ class Direction:
                 total = total * own[rows, : self.hidden] * self.dtype.type(one.exponent)
             grads[one.name + self.end][...] = total if one.rows > 1 else total[0]
             row += one.rows
-
-    def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray) -> np.ndarray:
-        """dx = dgates @ weight_ih."""
-        packing = self.packing
-        start = np.zeros(gemm.padded(self.inputs, self.dtype), self.dtype)
-        dx = np.empty((len(dgates), self.inputs), self.dtype)
-        # The input's slots of all panels lie side by side, or in a piece of every panel.
-        depth = packed.shape[1] // (1 if packing.layout.inputs == packing.layout.kept else packing.panels)
-        shards = shards_for(2 * len(dgates) * packed.size)
-        kernel = product_kernel(VECTORS, self.dtype)
-        run(gemm.multiply, shards, kernel, read_only(dgates), 0, packing.columns, depth, packed, start, dx)
-        return dx

@@ -14,7 +14,7 @@ import numpy as np
 
 from nbrnn.cells.cell import Cell
 from nbrnn.kernels import gemm
-from nbrnn.kernels.jit import run
+from nbrnn.kernels.jit import Stage, stage
 from nbrnn.kernels.scan import Layout
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, panel_width, product_kernel
@@ -29,6 +29,24 @@ class Weights(NamedTuple):
     bias_hh: np.ndarray | None = None
     weight_hr: np.ndarray | None = None
     bias_hr: np.ndarray | None = None
+
+
+class Ahead(NamedTuple):
+    """Weights as a scan streams them."""
+
+    w_ih: np.ndarray  # [J, I, .]
+    bias: np.ndarray  # [J, S U W]
+    w_hh: np.ndarray  # [J, P, .]
+    w_mid: np.ndarray  # of a second product
+    bias_mid: np.ndarray
+
+
+class Back(NamedTuple):
+    """The same transposed, in plain panels [Q, K, P], as the way back streams them."""
+
+    w_hh: np.ndarray
+    w_mid: np.ndarray
+    w_ih: np.ndarray  # empty where x holds tokens
 
 
 class Packing:
@@ -68,50 +86,58 @@ class Packing:
         runs = [gemm.runs_of(H, self.dtype, b * H, (first + n) * self.units, *pieces) for n, b in enumerate(blocks)]
         return np.where(unit < H, rows, -1).ravel(), np.concatenate(runs) if runs else np.empty((0, 3), np.int64)
 
-    def forward(self, weights: Weights) -> tuple[np.ndarray, ...]:
-        """(w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid, bias_mid), as the scan wants them."""
-        layout, units, J = self.layout, self.units, self.panels
-        inputs, hh = weights.weight_ih.shape[1], self._recurrent(weights)
-        w_ih = np.empty((J, inputs, layout.inputs * units), self.dtype)
-        w_hh = np.empty((J, self.output, layout.recurrent * units), self.dtype)
-        w_mid = np.empty((J if layout.second else 0, self.hidden, layout.second * units), self.dtype)
-        bias = np.zeros((J, layout.slots * units), self.dtype)
+    def forward(self, inputs: int, projected: bool) -> Ahead:
+        """Room for what a scan streams."""
+        layout, units, J, dtype = self.layout, self.units, self.panels, self.dtype
+        w_ih = np.empty((J, inputs, layout.inputs * units), dtype)
+        w_hh = np.empty((J, self.output, layout.recurrent * units), dtype)
+        Q, P = gemm.panels(self.output, dtype), panel_width(VECTORS, dtype)
+        shape = (Q, self.hidden, P) if projected else (J * bool(layout.second), self.hidden, layout.second * units)
+        bias = np.empty((J, layout.slots * units), dtype)
+        return Ahead(w_ih, bias, w_hh, np.empty(shape, dtype), np.empty((Q * projected, 1, P), dtype))
+
+    def backward(self, inputs: int, projected: bool) -> Back:
+        """Room for what a scan streams on its way back."""
+        P, layout, dtype = panel_width(VECTORS, self.dtype), self.layout, self.dtype
+        Q = gemm.panels(self.output, dtype)
+        w_hh = np.empty((Q if layout.recurrent else 0, len(self.recurrent_order), P), dtype)
+        shape = Q if layout.second else 0, len(self.second_order)
+        if projected:
+            shape = gemm.panels(self.hidden, dtype), self.output
+        w_ih = np.empty((gemm.panels(inputs, dtype) if inputs else 0, len(self.input_order), P), dtype)
+        return Back(w_hh, np.empty((*shape, P), dtype), w_ih)
+
+    def pack(self, weights: Weights, into: Ahead) -> list[Stage]:
+        """The stages that pack weights for a scan."""
+        hh, (w_ih, bias, w_hh, w_mid, bias_mid) = self._recurrent(weights), into
         biases = (self._none[0] if b is None else b for b in (weights.bias_ih, weights.bias_hh))
-        first, stop = layout.slots - layout.second - layout.recurrent, layout.slots - layout.second
-        orders = self.input_order, self.recurrent_order, self.second_order
-        args = weights.weight_ih, orders[0], w_ih, hh, orders[1], w_hh, orders[2], w_mid
+        slots, projected = self.layout, weights.weight_hr is not None
+        first, stop = slots.slots - slots.second - slots.recurrent, slots.slots - slots.second
+        mid = np.empty((0, self.hidden, 0), self.dtype) if projected else w_mid
+        args = weights.weight_ih, self.input_order, w_ih, hh, self.recurrent_order, w_hh, self.second_order, mid
+        places = first * self.units, stop * self.units
         shards = shards_for(20 * (weights.weight_ih.size + hh.size))
-        run(gemm.pack_layer, shards, *args, *biases, first * units, stop * units, bias)
-        bias_mid = self._none[0]
-        if weights.weight_hr is not None:
-            order, width = gemm.plain_order(self.output, self.dtype), panel_width(VECTORS, self.dtype)
-            w_mid = np.empty((len(order) // width, self.hidden, width), self.dtype)
-            run(gemm.pack_rows, shards_for(20 * weights.weight_hr.size), weights.weight_hr, order, w_mid)
-            bias_mid = np.zeros(len(order), self.dtype)
-            if weights.bias_hr is not None:
-                bias_mid[: self.output] = weights.bias_hr
-        return w_ih, bias, w_hh, w_mid, bias_mid
+        stages = [stage(gemm.pack_layer, shards, *args, *biases, *places, bias)]
+        if projected:
+            order, shards = gemm.plain_order(self.output, self.dtype), shards_for(20 * weights.weight_hr.size)
+            if weights.bias_hr is None:
+                bias_mid[...] = 0
+            else:
+                stages.append(stage(gemm.pack_rows, 1, weights.bias_hr.reshape(-1, 1), order, bias_mid))
+            stages.append(stage(gemm.pack_rows, shards, weights.weight_hr, order, w_mid))
+        return stages
 
-    def backward(self, weights: Weights, inputs: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The weights of the recurrent, of the second and of the input product, transposed, in panels [Q, K, P].
-
-        Those of the input only if `inputs` says so.
-        """
-        P, layout, hh = panel_width(VECTORS, self.dtype), self.layout, self._recurrent(weights)
-        Q = gemm.panels(self.output, self.dtype)
-        w_hh = np.empty((Q if layout.recurrent else 0, len(self.recurrent_order), P), self.dtype)
-        w_mid = np.empty((Q if layout.second else 0, len(self.second_order), P), self.dtype)
-        panels = gemm.panels(weights.weight_ih.shape[1], self.dtype) if inputs else 0
-        w_ih = np.empty((panels, len(self.input_order), P), self.dtype)
-        orders = self.recurrent_order, self.second_order, self.input_order
-        shards = shards_for(20 * (hh.size + (weights.weight_ih.size if inputs else 0)))
-        args = hh, orders[0], w_hh, orders[1], w_mid, weights.weight_ih, orders[2], w_ih
-        run(gemm.pack_layer_back, shards, *args)
-        if weights.weight_hr is not None:
-            w_mid = np.empty((gemm.panels(self.hidden, self.dtype), self.output, P), self.dtype)
+    def pack_back(self, weights: Weights, into: Back) -> list[Stage]:
+        """The stages that pack weights, transposed, for a scan's way back."""
+        hh, (w_hh, w_mid, w_ih), projected = self._recurrent(weights), into, weights.weight_hr is not None
+        mid = np.empty((0, 0, w_mid.shape[2]), self.dtype) if projected else w_mid
+        shards = shards_for(20 * (hh.size + (weights.weight_ih.size if len(w_ih) else 0)))
+        args = hh, self.recurrent_order, w_hh, self.second_order, mid, weights.weight_ih, self.input_order, w_ih
+        stages = [stage(gemm.pack_layer_back, shards, *args)]
+        if projected:
             shards = shards_for(20 * weights.weight_hr.size)
-            run(gemm.pack_columns, shards, weights.weight_hr, np.arange(self.output), w_mid)
-        return w_hh, w_mid, w_ih
+            stages.append(stage(gemm.pack_columns, shards, weights.weight_hr, np.arange(self.output), w_mid))
+        return stages
 
     def _recurrent(self, weights: Weights) -> np.ndarray:
         return self._none[1] if weights.weight_hh is None else weights.weight_hh

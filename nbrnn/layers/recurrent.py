@@ -18,7 +18,7 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels import simd
-from nbrnn.layers.direction import Carry, Direction, Given, Shape, Tape
+from nbrnn.layers.direction import Carry, Direction, Given, Panels, Shape, Tape
 from nbrnn.layers.dropout import draw_kept, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import (
@@ -35,7 +35,7 @@ from nbrnn.layers.module import (
     read_only,
     zeros,
 )
-from nbrnn.layers.sequences import Sequences, Steps
+from nbrnn.layers.sequences import Sequences, Steps, even_steps
 from nbrnn.layers.streaming import RecurrentSession
 
 # Steps of a piece that is recomputed, unless a number is asked for: shorter ones cost more than they save.
@@ -377,8 +377,9 @@ class Recurrent(Module):
         last = [np.empty(array.shape, self.dtype) for array in first]
         run = _Run(form.steps, beside, self.rng, train=False, keep=False)
         states = self._first(first, run)
-        y, _, _ = self._forward(x, states, run)
+        y, tapes, _ = self._forward(x, states, run)
         self._cells_states(states, last)
+        self._release(tapes, run)
         return form.outputs(y), self._outer_state(last, form)
 
     def vjp(
@@ -416,13 +417,11 @@ class Recurrent(Module):
         dy = self._check_dy(dy, form)
         dlast = self._check_states("dstate_n", dstate_n, form)
         grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
-        carries = [
-            part.carry(self.params, [array[row] for array in dlast], form.tokens and row in self._rows(0))
-            for row, part in enumerate(self._parts)
-        ]
-        dx, stop = None, form.steps.N
+        carries, dx, stop = None, None, form.steps.N
         for n in range(len(pieces) - 1, -1, -1):
             tapes, masks, states = pieces[n]()
+            carries = self._carries(tapes, dlast, form.tokens) if carries is None else carries
+            given, panels = [tape.given for tape in tapes], [tape.panels for tape in tapes]
             start = stop - tapes[0].steps.N
             share = self._backward(tapes, masks, dy[start:stop], carries, grads, add=n < len(pieces) - 1)
             if len(pieces) == 1:
@@ -433,15 +432,24 @@ class Recurrent(Module):
             stop = start
         dfirst = [np.empty(array.shape, self.dtype) for array in dlast]
         for row, part in enumerate(self._parts):
-            found = part.finish(grads, states[row], tapes[row], carries[row])
+            found = part.finish(grads, states[row], given[row], panels[row].own, carries[row])
             for array, one in zip(dfirst, found):
                 array[row] = one
+            if self.recompute:
+                part.release_panels(panels[row])
         if self.learn_state:
             for row, (end, _) in enumerate(self._ends()):
                 for state, array in zip(self.cell.states, dfirst):
                     grads[f"{state}_0{end}"][...] = array[row].sum(axis=0) if learnt else 0.0
         dx = None if dx is None else form.out(dx)
         return dx, self._outer_state(dfirst, form), grads
+
+    def _carries(self, tapes: list[Tape], dlast: list[np.ndarray], tokens: bool) -> list[Carry]:
+        """What the last piece of all layers and directions is given, from the gradients of the last states."""
+        return [
+            part.carry(self.params, tape.panels, [array[row] for array in dlast], tokens and row in self._rows(0))
+            for row, (part, tape) in enumerate(zip(self._parts, tapes))
+        ]
 
     def _check_dy(self, dy: Any, form: Sequences) -> np.ndarray:
         if form.ragged is not None:
@@ -474,7 +482,7 @@ class Recurrent(Module):
         """Which kernels and schedules a call with T steps of B rows would take, and why."""
         lines = [f"{self.cell.name}, {self.dtype}: {simd.instruction_set()}, vectors of {simd.width(self.dtype)}"]
         for (end, _), part in zip(self._ends(), self._parts):
-            for way, plan in zip(("forward", "backward"), part.schedules(T, B)):
+            for way, plan in zip(("forward", "backward"), part.schedules(even_steps(T, B))):
                 block = f", input product of {plan.block} steps at once" if plan.block > 1 and way == "forward" else ""
                 lines.append(f"{end[1:]} {way}: {plan.kind}, {plan.shards} thread(s){block}: {plan.reason}")
         return "\n".join(lines)
@@ -527,8 +535,7 @@ class Recurrent(Module):
         y = np.empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
         parts, rows = self._parts_of(run), self._rows(layer)
         for row in rows:
-            packed = None if run.packed is None else run.packed[row]
-            how = run.given[row], run.keep, packed
+            how = run.given[row], run.keep, None if run.panels is None else run.panels[row]
             tape, states[row] = parts[row].forward(self.params, run.steps, x, y, states[row], *how)
             tapes.append(tape)
         if self.recurrent_dropout and run.train:
@@ -541,7 +548,7 @@ class Recurrent(Module):
     ) -> tuple[np.ndarray, list[Callable]]:
         """Outputs [N, .], and for each piece of time a function that runs it again and keeps what backward needs."""
         steps, pieces, seed = run.steps, [], 0
-        run.packed = [part.packed(self.params) for part in self._parts]
+        run.panels = [part.pack(self.params, part.take_panels()) for part in self._parts]
         if self.dropout or self.input_dropout or any(self.zoneout):
             with self._lock:
                 seed = int(run.rng.integers(2**63))
@@ -552,8 +559,11 @@ class Recurrent(Module):
             here, piece = slice(int(steps.starts[t0]), int(steps.starts[t1])), run.piece(n, t0, t1, seed)
             piece.keep = self.recurrent_dropout > 0  # whose output is not what is fed back, but kept behind it
             states = self._first(first, piece) if states is None else states
-            begin = [[array.copy() for array in arrays] for arrays in states]
-            out[here] = piece.steps.outputs(self._forward(x[here], states, piece)[0])
+            begin = list(states)
+            y, tapes, _ = self._forward(x[here], states, piece)
+            out[here] = piece.steps.outputs(y)
+            states = [[array.copy() for array in arrays] for arrays in states]
+            self._release(tapes, piece)
 
             def again(n=n, t0=t0, t1=t1, here=here, begin=begin):
                 piece = run.piece(n, t0, t1, seed)
@@ -572,11 +582,16 @@ class Recurrent(Module):
             dx = None
             for row in self._rows(layer):
                 share = self._parts[row].backward(grads, tapes[row], dy, carries[row], add)
+                self._parts[row].release(tapes[row])
                 dx = share if dx is None else dx + share
             if dx is not None and masks[layer] is not None:
                 dx = dx * masks[layer]
             dy = dx if dx is None else read_only(dx)
         return dx
+
+    def _release(self, tapes: list[Tape], run: _Run) -> None:
+        for part, tape in zip(self._parts_of(run), tapes):
+            part.release(tape)
 
     # -------------------------------------------------------------- what training draws
 
@@ -643,14 +658,14 @@ class _Run:
         self.rng = self.steady = rng
         self.same: dict[Any, np.ndarray] = {}
         self.given: list[Given] | None = None
-        self.packed: list[tuple] | None = None  # weights, where several pieces share them
+        self.panels: list[Panels] | None = None  # where several pieces share them
 
     def piece(self, n: int, t0: int, t1: int, seed: int) -> _Run:
         """The n-th piece of it, from time step t0 to t1, which draws the same whenever it is made."""
         lo, hi = self.steps.starts[t0], self.steps.starts[t1]
         beside = {name: array if len(array) == 1 else array[lo:hi] for name, array in self.beside.items()}
         piece = _Run(self.steps.piece(t0, t1), beside, np.random.default_rng([seed, n]), self.train, self.keep)
-        piece.steady, piece.same, piece.packed = self.steady, self.same, self.packed
+        piece.steady, piece.same, piece.panels = self.steady, self.same, self.panels
         return piece
 
 

@@ -3,23 +3,22 @@
     session = layer.stream(batch_size)
     y_t = session.step(x_t)
 
-A session holds the state, and all memory that a step needs: each step of a recurrent layer is one call of compiled code
+A session holds the state, and all memory that a step needs: each step of recurrent layers is one call of compiled code
 that allocates nothing. Its results are the bits of the whole sequence in one call.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from nbrnn.kernels.barrier import new_counters
-from nbrnn.kernels.jit import run
-from nbrnn.layers.direction import Direction, Given, Tape
-from nbrnn.layers.module import Module, Pointwise, check_floats, check_size, check_tokens, read_only
-from nbrnn.layers.sequences import Steps, even_steps
+from nbrnn.kernels.jit import Stages
+from nbrnn.layers.direction import Direction, Given
+from nbrnn.layers.module import Module, Parameters, Pointwise, check_floats, check_size, check_tokens, read_only
+from nbrnn.layers.sequences import even_steps
 
 if TYPE_CHECKING:
     from nbrnn.layers.recurrent import Recurrent
@@ -215,6 +214,8 @@ class RecurrentSession(Session):
             self._layers.append(_Layer(part, layer.params, x, first, given, B))
             x = self._layers[-1].outputs
         self._outputs = tuple(read_only(out) for out in x)
+        self._stages = [Stages(*stages) for stages in zip(*[layer.stages for layer in self._layers])]
+        self._counters = [layer.tape.counters for layer in self._layers if layer.tape.how.by_units]
         self._state = None
 
     # -------------------------------------------------------------- steps
@@ -228,8 +229,9 @@ class RecurrentSession(Session):
             self._set_given(given)
         here[...] = x
         turn = self._turn
-        for layer in self._layers:
-            layer.call(turn)
+        for counters in self._counters:
+            counters[:] = 0
+        self._stages[turn].run()
         self._turn = 1 - turn
         return self._outputs[turn]
 
@@ -305,52 +307,34 @@ class RecurrentSession(Session):
 
 
 class _Layer:
-    """One layer of a stream: memory for two turns, which write where the other one reads, and their plans."""
+    """One layer of a stream: memory for two turns, which write where the other one reads, and their stages."""
 
     def __init__(
         self,
         part: Direction,
-        params: Mapping[str, np.ndarray],
+        params: Parameters,
         x: tuple[np.ndarray, np.ndarray],
         first: list[np.ndarray],
         given: Given,
         B: int,
     ):
         self.part, self.given, self.B = part, given.values, B
-        size = part.output
-        self.y = np.empty((2 * B, size), part.dtype)
+        self.y = np.empty((2 * B, part.output), part.dtype)
         self.y[:B] = first[0]
-        self.inner = np.empty((len(first) - 1, B, part.hidden), part.dtype)
-        for out, state in zip(self.inner, first[1:]):
-            out[...] = state
         self.outputs = read_only(self.y[B:]), read_only(self.y[:B])
-        self.counters = new_counters()
         there = even_steps(1, B)
         back = copy.copy(there)
         back.slots = np.array([B, 0, 2 * B], np.int64)
-        self.kept: list[Any] = []
-        self.plans = [self._plan(params, x[turn], steps, given) for turn, steps in enumerate((there, back))]
-
-    def _plan(self, params: Mapping, x: np.ndarray, steps: Steps, given: Given) -> np.ndarray:
-        part = self.part
-        how, _ = part.schedules(1, self.B)
-        self.shards = how.shards
-        self.scan: Callable = part.scans[0]
-        middle, gates, shared = part.scratch(how, self.B)
-        packed, own = part.packed(params), part.own(params)
-        tape = Tape(steps, x, self.y, self.inner, middle, gates, own, given)
-        self.kept += [tape, packed]
-        return part.plan(tape, packed, how, False, shared, self.counters)
-
-    def call(self, turn: int) -> None:
-        """One step."""
-        if self.shards == 1:
-            self.scan(1, self.plans[turn])
-        else:
-            self.counters[:] = 0
-            run(self.scan, self.shards, self.plans[turn])
+        self.tape = part.new_tape(there, part.schedules(there)[0], False, part.packed(params))
+        for out, state in zip(self.tape.inner, first[1:]):
+            out[...] = state
+        self.tape.y, self.tape.given = self.y, given
+        self.stages = []
+        for turn, steps in enumerate((there, back)):
+            self.tape.x, self.tape.steps = x[turn], steps
+            self.stages.append(part.scan(self.tape))
 
     def states(self, turn: int) -> list[np.ndarray]:
         """The cell's states before a turn."""
-        states = [self.y[: self.B] if turn == 0 else self.y[self.B :], *self.inner]
+        states = [self.y[: self.B] if turn == 0 else self.y[self.B :], *self.tape.inner]
         return states[self.part.program.hidden :]

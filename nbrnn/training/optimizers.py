@@ -12,11 +12,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numba
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from nbrnn.kernels.jit import compiled, jitable, run
+from nbrnn.kernels.jit import Kernel, jitable, run
 from nbrnn.kernels.simd import lanes_of, load, load_many, pointer, sqrt, store, store_many
 from nbrnn.layers.module import FLOATS
 from nbrnn.training.config import Configured, build, check_number
@@ -43,17 +42,13 @@ def _update_shard(update, slots, count, s, shards, params, grads, scale, state, 
         store_many(pointer(state, i), N, kept_n, N - i)
 
 
-def _compile(update: Callable, slots: int, count: int) -> Callable:
+def _compile(update: Callable, slots: int, count: int) -> Kernel:
     """The pass of one equation, which keeps `slots` numbers for each parameter and has `count` constants."""
 
-    def step(shards, params, grads, scale, state, constants):
-        if shards == 1:
-            _update_shard(update, slots, count, 0, 1, params, grads, scale, state, constants)
-        else:
-            for s in numba.prange(shards):
-                _update_shard(update, slots, count, s, shards, params, grads, scale, state, constants)
+    def step(shard, shards, params, grads, scale, state, constants):
+        _update_shard(update, slots, count, shard, shards, params, grads, scale, state, constants)
 
-    return compiled(step, tag=update.__name__.strip("_"), parallel=True)
+    return Kernel(step, update.__name__.strip("_"))
 
 
 class Optimizer(Configured):
@@ -74,7 +69,7 @@ class Optimizer(Configured):
         self.steps = 0
         self._state: np.ndarray | None = None  # [slots, N], from the first step on
 
-    def _pass(self) -> Callable:
+    def _pass(self) -> Kernel:
         """The compiled equation."""
         raise NotImplementedError
 
@@ -219,7 +214,7 @@ class SGD(Optimizer):
             raise ValueError("nesterov: expected a momentum above 0 with it, got 0")
         self._slots = ("momentum_buffer",) if self.momentum else ()
 
-    def _pass(self) -> Callable:
+    def _pass(self) -> Kernel:
         return _SGD_NESTEROV if self.nesterov else _SGD_MOMENTUM if self.momentum else _SGD
 
     def _constants(self) -> tuple[float, ...]:
@@ -281,7 +276,7 @@ class Adam(Optimizer):
         self.eps = check_number("eps", eps)
         self.weight_decay = check_number("weight_decay", weight_decay)
 
-    def _pass(self) -> Callable:
+    def _pass(self) -> Kernel:
         return _ADAM
 
     def _constants(self) -> tuple[float, ...]:
@@ -373,7 +368,7 @@ class RMSprop(Optimizer):
         self.alpha = check_number("alpha", alpha, below=1.0)
         self.eps = check_number("eps", eps)
 
-    def _pass(self) -> Callable:
+    def _pass(self) -> Kernel:
         return _RMSPROP
 
     def _constants(self) -> tuple[float, ...]:
@@ -403,7 +398,7 @@ class Adagrad(Optimizer):
         super().__init__(lr)
         self.eps = check_number("eps", eps)
 
-    def _pass(self) -> Callable:
+    def _pass(self) -> Kernel:
         return _ADAGRAD
 
     def _constants(self) -> tuple[float, ...]:
