@@ -72,6 +72,7 @@ class Tape:
     """The memory of a scan of some `Steps`, and the stages that run on it; see `kernels.scan`."""
 
     steps: Steps
+    threads: int
     how: Schedule
     keep: bool
     panels: Panels
@@ -190,7 +191,8 @@ class Direction:
             return states
         stack = np.ascontiguousarray(np.stack(states))  # a stack may have any order
         out = np.empty((self.program.hidden, *stack.shape[1:]), self.dtype)
-        mask, own = self._mask(given, stack[0]), self.pack(params, self.new_panels()).own
+        mask, own = self._mask(given, stack[0]), self._new_own()
+        self._pack_own(params, own)
         run(compile_front(self.program.equations)[0], 1, stack, own, mask, out)
         return [*out, *states]
 
@@ -211,7 +213,7 @@ class Direction:
         packed. The tape has to be given back (`release`) after the last use of it and of the states.
         """
         half = slice(self.reverse * self.output, (self.reverse + 1) * self.output)
-        start, end = steps.first(self.reverse), steps.last(self.reverse)
+        start, end = steps.ends[self.reverse]
         tape = self.take(steps, keep, panels or (None if keep else self.packed(params)))
         if panels is None and keep:
             self.pack(params, tape.panels)
@@ -247,29 +249,29 @@ class Direction:
 
     def take(self, steps: Steps, keep: bool, panels: Panels | None) -> Tape:
         """A tape: that of an earlier call if it fits."""
-        spare, (how, _) = self._spare[keep], self.schedules(steps)
+        spare, threads = self._spare[keep], get_num_threads()
         while spare:
             try:
                 tape = spare.pop()
             except IndexError:  # another thread was faster
                 break
-            if tape.steps is steps and tape.how is how and (panels is None or panels is tape.panels):
+            if tape.steps is steps and tape.threads == threads and (panels is None or panels is tape.panels):
                 return tape
-        return self.new_tape(steps, how, keep, self.new_panels() if panels is None else panels)
+        return self.new_tape(steps, keep, self.new_panels() if panels is None else panels)
 
     def release(self, tape: Tape) -> None:
         """Let a later call have this tape."""
         tape.x = tape.y = tape.given = None
         self._spare[tape.keep].append(tape)
 
-    def new_tape(self, steps: Steps, how: Schedule, keep: bool, panels: Panels) -> Tape:
-        N, B, packing = steps.N, steps.B, self.packing
+    def new_tape(self, steps: Steps, keep: bool, panels: Panels) -> Tape:
+        N, B, packing, (how, _) = steps.N, steps.B, self.packing, self.schedules(steps)
         shared = not (keep or how.block > 1 or self.layout.second or self.layout.norms)
         columns = packing.columns * (1 if shared else packing.panels)
         inner = np.empty((self.layout.states - 1, N + 2 * B if keep else B, self.hidden), self.dtype)
         middle = np.empty((N if keep else B, self.middle), self.dtype)
         gates = np.empty((N if keep else B * how.block) * columns, self.dtype)
-        return Tape(steps, how, keep, panels, inner, middle, gates, shared, new_counters())
+        return Tape(steps, get_num_threads(), how, keep, panels, inner, middle, gates, shared, new_counters())
 
     # -------------------------------------------------------------- packed weights
 
@@ -285,8 +287,10 @@ class Direction:
         self._spare_panels.append(panels)
 
     def new_panels(self) -> Panels:
-        own = np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
-        return Panels(self.packing.forward(self.inputs, self.projected), own)
+        return Panels(self.packing.forward(self.inputs, self.projected), self._new_own())
+
+    def _new_own(self) -> np.ndarray:
+        return np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
 
     def pack(self, params: Parameters, panels: Panels) -> Panels:
         """Bring the parameters as they are now into the panels."""
@@ -294,13 +298,17 @@ class Direction:
             panels.source = params.flat
             panels.stages = Stages(*self.packing.pack(self._weights(params), panels.ahead))
         panels.stages.run()
+        self._pack_own(params, panels.own)
+        return panels
+
+    def _pack_own(self, params: Parameters, out: np.ndarray) -> None:
+        """The cell's own parameters as the equations take them, [., J U W]."""
         row = 0
         for one in self.cell.own:
             value = params[one.name + self.end]
-            here = panels.own[row : row + one.rows, : self.hidden]
+            here = out[row : row + one.rows, : self.hidden]
             here[...] = value if one.exponent is None else np.exp(one.exponent * value)
             row += one.rows
-        return panels
 
     def _pack_back(self, params: Parameters, panels: Panels, tokens: bool) -> Back:
         """The weights for the way back, those of the input product unless x holds tokens."""
@@ -331,15 +339,15 @@ class Direction:
 
     # -------------------------------------------------------------- backward
 
-    def carry(self, params: Parameters, panels: Panels, dlast: list[np.ndarray], tokens: bool) -> Carry:
-        """From the gradients of the cell's last states [B, .]."""
-        B, H, hidden = len(dlast[0]), self.hidden, self.program.hidden
-        dlast = [np.zeros((B, H), self.dtype)] * hidden + dlast
+    def carry(self, params: Parameters, panels: Panels, B: int, dlast: list[np.ndarray] | None, tokens: bool) -> Carry:
+        """From the gradients of the cell's last states [B, .], None for zeros."""
         dh = np.zeros((B, gemm.padded(self.output, self.dtype)), self.dtype)
-        dh[:, : self.output] = dlast[0]
-        dinner = np.empty((len(dlast) - 1, B, H), self.dtype)
-        for out, array in zip(dinner, dlast[1:]):
-            out[...] = array
+        dinner = np.zeros((self.layout.states - 1, B, self.hidden), self.dtype)
+        if dlast is not None:
+            # The states that are computed from the cell's stand in front of them.
+            outs = [dh[:, : self.output], *dinner][self.program.hidden :]
+            for out, array in zip(outs, dlast):
+                out[...] = array
         down = np.zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype)
         return Carry(dh, dinner, down, self._pack_back(params, panels, tokens), tokens)
 

@@ -54,7 +54,7 @@ class Embedding(Pointwise):
         y = self.params["weight"][x]
 
         def back(dy, grads):
-            dy = check_floats("dy", dy, self.dtype, y.shape, str(y.shape)).reshape(-1, self.embedding_dim)
+            dy = check_floats("dy", dy, self.dtype, y.shape).reshape(-1, self.embedding_dim)
             grads["weight"][...] = 0.0
             np.add.at(grads["weight"], x.ravel(), dy)
 

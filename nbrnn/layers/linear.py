@@ -83,7 +83,7 @@ class Linear(Pointwise):
         y = self._apply(x)
 
         def back(dy, grads):
-            rows = check_floats("dy", dy, self.dtype, y.shape, str(y.shape)).reshape(-1, self.output_size)
+            rows = check_floats("dy", dy, self.dtype, y.shape).reshape(-1, self.output_size)
             dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
             # dW = dy^T x, db = sum of dy
             right = x.reshape(-1, self.input_size), 0, self.input_size, np.empty(0, np.int64)

@@ -284,21 +284,23 @@ def check_fraction(name: str, value: Any) -> float:
     return float(value)
 
 
-def check_floats(name: str, array: Any, dtype: np.dtype, shape: tuple[int | None, ...], words: str) -> np.ndarray:
+def check_floats(
+    name: str, array: Any, dtype: np.dtype, shape: tuple[int | None, ...], words: str | None = None
+) -> np.ndarray:
     """`array` as a read-only C-contiguous array of `dtype` and `shape`, or a clear error.
 
-    None in `shape` is any size, and `words` is how the expected shape is written in the message. float32 and float64
+    None in `shape` is any size; `words` is how a message writes the expected shape, if not as it is. float32 and float64
     are converted into each other; integers and half precision are refused, since to convert them may hide a mistake.
     """
     if isinstance(array, Ragged):
-        raise TypeError(f"{name}: expected an array {words}, got a Ragged")
+        raise TypeError(f"{name}: expected an array {words or shape}, got a Ragged")
     array = np.asarray(array)
     if array.dtype not in FLOATS:
         raise TypeError(
             f"{name}: expected {dtype} values, got {array.dtype}; convert them with .astype({dtype.name!r})"
         )
     if not _fits(array, shape):
-        raise ValueError(f"{name}: expected {words}, got {array.shape}")
+        raise ValueError(f"{name}: expected {words or shape}, got {array.shape}")
     return read_only(np.asarray(array, dtype, order="C"))
 
 

@@ -89,7 +89,7 @@ class _Spans:
 
     def check_dy(self, dy: Any) -> np.ndarray:
         shape = self.row_shape[1:] if self.single else self.row_shape
-        return check_floats("dy", dy, self.rows.dtype, shape, str(shape)).reshape(self.row_shape)
+        return check_floats("dy", dy, self.rows.dtype, shape).reshape(self.row_shape)
 
 
 def _layout(T: int, B: int, rows_first: bool) -> tuple[np.ndarray, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from nbrnn.layers.module import (
     read_only,
     zeros,
 )
-from nbrnn.layers.sequences import Sequences, Steps, even_steps
+from nbrnn.layers.sequences import Sequences, Steps, even_sequences, even_steps
 from nbrnn.layers.streaming import RecurrentSession
 
 # Steps of a piece that is recomputed, unless a number is asked for: shorter ones cost more than they save.
@@ -239,6 +240,7 @@ class Recurrent(Module):
         """A layer's rows of the states."""
         return range(layer * self.directions, (layer + 1) * self.directions)
 
+    @cached_property
     def _sizes(self) -> list[int]:
         """The size of each state."""
         return [self.out_size, *[self.hidden_size] * (len(self.cell.states) - 1)]
@@ -247,7 +249,7 @@ class Recurrent(Module):
         shapes = {name: shape for part in self._parts for name, shape in part.shapes().items()}
         if self.learn_state:
             for end, _ in self._ends():
-                shapes |= {f"{state}_0{end}": (size,) for state, size in zip(self.cell.states, self._sizes())}
+                shapes |= {f"{state}_0{end}": (size,) for state, size in zip(self.cell.states, self._sizes)}
         return shapes
 
     def _initialise(self) -> None:
@@ -287,9 +289,10 @@ class Recurrent(Module):
 
     def _check(self, x: Any, state: State, lengths: Any, given: Mapping[str, Any]) -> _Call:
         """Everything that a call is given, in the form that it has inside."""
-        values = np.asarray(x.values if isinstance(x, Ragged) else x)
+        ragged = isinstance(x, Ragged)
+        values = x.values if ragged else np.asarray(x)
         tokens = values.dtype.kind in "iu"
-        ragged, single = isinstance(x, Ragged), values.ndim == (1 if tokens else 2)
+        single = values.ndim == (1 if tokens else 2)
         names = "N" if ragged else "T" if single else "B, T" if self.batch_first else "T, B"
         free = (None,) * (1 if single or ragged else 2)
         if tokens:
@@ -297,7 +300,10 @@ class Recurrent(Module):
         else:
             shape = (*free, self.input_size)
             values = check_floats("x", values, self.dtype, shape, f"({names}, {self.input_size})")
-        form = Sequences(x.with_values(values) if ragged else values, lengths, self.batch_first, tokens)
+        if lengths is None and not ragged:
+            form = even_sequences(values.shape, self.batch_first, tokens)
+        else:
+            form = Sequences(x.with_values(values) if ragged else values, lengths, self.batch_first, tokens)
         values = form.into(values)
         if tokens:
             values = check_tokens("x", values, (None,), "(N,)", self.input_size)
@@ -309,14 +315,14 @@ class Recurrent(Module):
 
     def _learnt_states(self, B: int) -> list[np.ndarray]:
         arrays = []
-        for state, size in zip(self.cell.states, self._sizes()):
+        for state, size in zip(self.cell.states, self._sizes):
             rows = [np.broadcast_to(self.params[f"{state}_0{end}"], (B, size)) for end, _ in self._ends()]
             arrays.append(np.ascontiguousarray(np.stack(rows)))
         return arrays
 
     def _check_states(self, name: str, state: State, form: Sequences) -> list[np.ndarray]:
         """All states as arrays (L D, B, .) in the order of the rows inside, zeros for None."""
-        rows, B, states, sizes = self.num_layers * self.directions, form.steps.B, self.cell.states, self._sizes()
+        rows, B, states, sizes = self.num_layers * self.directions, form.steps.B, self.cell.states, self._sizes
         if state is None:
             return [zeros((rows, B, size), self.dtype) for size in sizes]
         if len(states) == 1:
@@ -327,7 +333,7 @@ class Recurrent(Module):
         for array, letter, size in zip(state, states, sizes):
             shape = (rows, size) if form.single else (rows, B, size)
             words = f"{name} {letter}" if len(states) > 1 else name
-            array = check_floats(words, array, self.dtype, shape, str(shape))
+            array = check_floats(words, array, self.dtype, shape)
             arrays.append(form.sort(array.reshape(rows, B, size)))
         return arrays
 
@@ -374,7 +380,7 @@ class Recurrent(Module):
     ) -> tuple[np.ndarray | Ragged, State]:
         """Outputs and last state; keeps nothing. See the notes of the class."""
         form, x, first, beside = self._check(x, state, lengths, given)
-        last = [np.empty(array.shape, self.dtype) for array in first]
+        last = self._empty_states(form.steps.B)
         run = _Run(form.steps, beside, self.rng, train=False, keep=False)
         states = self._first(first, run)
         y, tapes, _ = self._forward(x, states, run)
@@ -388,7 +394,7 @@ class Recurrent(Module):
         """Outputs, last state, and the function that takes gradients back. See the notes of the class."""
         learnt = state is None and self.learn_state
         form, x, first, beside = self._check(x, state, lengths, given)
-        last = [np.empty(array.shape, self.dtype) for array in first]
+        last = self._empty_states(form.steps.B)
         run = _Run(form.steps, beside, self.rng, train=True, keep=not self.recompute)
         if self.recompute:
             y, pieces = self._forward_pieces(x, first, last, run)
@@ -415,12 +421,12 @@ class Recurrent(Module):
     ) -> tuple[np.ndarray | Ragged | None, State, Parameters]:
         """See `nbrnn.layers.module.Pullback`. pieces: for each piece of time its tapes, masks and first states."""
         dy = self._check_dy(dy, form)
-        dlast = self._check_states("dstate_n", dstate_n, form)
+        dlast = None if dstate_n is None else self._check_states("dstate_n", dstate_n, form)
         grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
         carries, dx, stop = None, None, form.steps.N
         for n in range(len(pieces) - 1, -1, -1):
             tapes, masks, states = pieces[n]()
-            carries = self._carries(tapes, dlast, form.tokens) if carries is None else carries
+            carries = self._carries(tapes, form, dlast) if carries is None else carries
             given, panels = [tape.given for tape in tapes], [tape.panels for tape in tapes]
             start = stop - tapes[0].steps.N
             share = self._backward(tapes, masks, dy[start:stop], carries, grads, add=n < len(pieces) - 1)
@@ -430,7 +436,7 @@ class Recurrent(Module):
                 dx = np.empty((form.steps.N, share.shape[1]), self.dtype) if dx is None else dx
                 dx[start:stop] = share
             stop = start
-        dfirst = [np.empty(array.shape, self.dtype) for array in dlast]
+        dfirst = self._empty_states(form.steps.B)
         for row, part in enumerate(self._parts):
             found = part.finish(grads, states[row], given[row], panels[row].own, carries[row])
             for array, one in zip(dfirst, found):
@@ -444,18 +450,22 @@ class Recurrent(Module):
         dx = None if dx is None else form.out(dx)
         return dx, self._outer_state(dfirst, form), grads
 
-    def _carries(self, tapes: list[Tape], dlast: list[np.ndarray], tokens: bool) -> list[Carry]:
+    def _carries(self, tapes: list[Tape], form: Sequences, dlast: list[np.ndarray] | None) -> list[Carry]:
         """What the last piece of all layers and directions is given, from the gradients of the last states."""
-        return [
-            part.carry(self.params, tape.panels, [array[row] for array in dlast], tokens and row in self._rows(0))
-            for row, (part, tape) in enumerate(zip(self._parts, tapes))
-        ]
+        carries = []
+        for row, (part, tape) in enumerate(zip(self._parts, tapes)):
+            mine = None if dlast is None else [array[row] for array in dlast]
+            tokens = form.tokens and row < self.directions
+            carries.append(part.carry(self.params, tape.panels, form.steps.B, mine, tokens))
+        return carries
+
+    def _empty_states(self, B: int) -> list[np.ndarray]:
+        return [np.empty((len(self._parts), B, size), self.dtype) for size in self._sizes]
 
     def _check_dy(self, dy: Any, form: Sequences) -> np.ndarray:
         if form.ragged is not None:
             dy = form.ragged.values_of("dy", dy)
-        shape = (*form.outer, self.output_size)
-        return form.into(check_floats("dy", dy, self.dtype, shape, str(shape)))
+        return form.into(check_floats("dy", dy, self.dtype, (*form.outer, self.output_size)))
 
     def stream(self, batch_size: int = 1) -> RecurrentSession:
         """A session that takes one time step at a time, of so many rows; see `nbrnn.layers.streaming`.
@@ -617,7 +627,7 @@ class Recurrent(Module):
         """The numbers that a cell's equations take beside x."""
         names, H, beside, (N, B) = part.program.given, self.hidden_size, run.beside, (run.steps.N, run.steps.B)
         if not names:
-            return Given(np.empty((0, B, H), self.dtype), False)
+            return Given(zeros((0, B, H), self.dtype), False)
         masked = run.train and any(self.zoneout)
         by_step = masked or any(len(array) != 1 for array in beside.values())
         given, mask = np.empty((len(names), N if by_step else B, H), self.dtype), None

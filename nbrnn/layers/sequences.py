@@ -70,13 +70,12 @@ class Steps:
         slot = self.slot(1)
         return read_only(y[slot]) if isinstance(slot, slice) else take(y, slot)
 
-    def first(self, reverse: int) -> Rows:
-        """The slots of the first states, row by row."""
-        return self._slot_of(self.lengths + 1 if reverse else 0 * self.lengths)
-
-    def last(self, reverse: int) -> Rows:
-        """The slots of the last states, row by row."""
-        return self._slot_of(0 * self.lengths + 1 if reverse else self.lengths)
+    @cached_property
+    def ends(self) -> tuple[tuple[Rows, Rows], tuple[Rows, Rows]]:
+        """The slots of the first and of the last states, row by row, of either direction."""
+        none = np.zeros_like(self.lengths)
+        ahead, back = (none, self.lengths), (self.lengths + 1, none + 1)
+        return tuple(map(self._slot_of, ahead)), tuple(map(self._slot_of, back))
 
     def _slot_of(self, time: np.ndarray) -> Rows:
         if self.even:
@@ -111,6 +110,12 @@ def even_steps(T: int, B: int) -> Steps:
     if not B:
         steps.T, steps.starts, steps.slots = T, np.zeros(T + 1, np.int64), np.zeros(T + 3, np.int64)
     return steps
+
+
+@lru_cache(maxsize=256)
+def even_sequences(shape: tuple[int, ...], batch_first: bool, tokens: bool) -> Sequences:
+    """The form of a call with an array of some shape, without lengths."""
+    return Sequences(np.broadcast_to(0, shape), None, batch_first, tokens)
 
 
 class Sequences:

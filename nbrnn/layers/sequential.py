@@ -94,7 +94,7 @@ class Sequential(Module):
             grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
             parts, dlast = self._parts(grads), self._states("dstate_n", dstate_n)
             dfirst = [None] * len(pullbacks)
-            dy = padding.strip(check_floats("dy", dy, self.dtype, y.shape, str(y.shape))) if y is not x else dy
+            dy = padding.strip(check_floats("dy", dy, self.dtype, y.shape)) if y is not x else dy
             for n in range(len(pullbacks) - 1, -1, -1):
                 dy, dfirst[n], _ = pullbacks[n](dy, dlast[n], out=parts[n])
             return padding.restore(dy), tuple(dfirst), grads

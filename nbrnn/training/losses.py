@@ -249,7 +249,7 @@ class _ByElement(Loss):
     """A mean over all elements of y, with a target of y's shape, which is converted to the dtype of y."""
 
     def _mean(self, y, target, weights):
-        target = check_floats("target", target, y.dtype, y.shape, str(y.shape)).reshape(y.shape)
+        target = check_floats("target", target, y.dtype, y.shape).reshape(y.shape)
         terms, slopes = self._terms(y, target)
         if weights is None:
             count = max(y.size, 1)
