@@ -294,9 +294,10 @@ def test_lengths_are_integers_of_any_kind(kind):
     assert_same_bits(by_layer(problem, lengths=lengths), by_layer(problem, lengths=np.array(LENGTHS)))
 
 
-def shift_last(self, reverse, last=Steps.last):
+def shift_last(self, ends=Steps.ends.func):
     """The slot before that of the last state, if rows differ."""
-    return last(self, reverse) if self.even else self._slot_of(np.maximum(self.lengths - 1, 0))
+    (first, last), back = ends(self)
+    return (first, last if self.even else self._slot_of(np.maximum(self.lengths - 1, 0))), back
 
 
 def shift_slot(self, after, slot=Steps.slot):
@@ -305,7 +306,7 @@ def shift_slot(self, after, slot=Steps.slot):
 
 
 MUTATIONS = {
-    "the last state is one step early": (Steps, "last", shift_last),
+    "the last state is one step early": (Steps, "ends", property(shift_last)),
     "outputs are those of a neighbour": (Steps, "slot", shift_slot),
     "padding is not zero": (sequences, "take", lambda array, rows: read_only(array[rows])),
     "first states are not sorted": (Sequences, "sort", lambda self, state: state),

@@ -94,7 +94,7 @@ def make_problem(
     def states(scale):
         if stateless:
             return None
-        arrays = [scale * draw(L * D, B, size) for size in layer._sizes()]
+        arrays = [scale * draw(L * D, B, size) for size in layer._sizes]
         return pack([array[:, 0] if single else array for array in arrays])
 
     for view in layer.params.values():

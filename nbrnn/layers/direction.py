@@ -1,7 +1,6 @@
 """One layer in one direction: the scan, and the products around it.
 
-first       the states of the scan from those of the cell
-forward     pack -> input product and scan, panel by panel
+forward     pack -> first states of the scan -> input product and scan, panel by panel
 backward    scan -> weight, bias and input gradients, each one big product
 finish      the gradients of the first states and of the cell's own parameters
 
@@ -14,8 +13,7 @@ same bits: a `Carry` takes along what passes from one piece to the next.
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -44,17 +42,34 @@ class Given(NamedTuple):
     mask: np.ndarray | None = None  # [B, H], of what is fed back
 
 
+class Prepared(NamedTuple):
+    """Stages, and what has to be the same for a call that uses them again: the same objects, or equal integers."""
+
+    key: tuple
+    stages: Stages
+
+
+def prepare(
+    known: Prepared | None, key: tuple, named: Mapping[str, np.ndarray], make: Callable[[], list[Stage]]
+) -> Prepared:
+    """Those of an earlier call with this call's arrays, or new ones."""
+    if known is not None and all(a is b or (isinstance(a, int) and a == b) for a, b in zip(known.key, key)):
+        known.stages.put(**named)
+        return known
+    return Prepared(key, Stages(*make(), **named))
+
+
 @dataclass(eq=False)
 class Panels:
     """The packed weights of one direction, and the stages that pack them from where the parameters were last."""
 
     ahead: Ahead
     own: np.ndarray  # [., J U W], the cell's own parameters as the equations take them
-    source: np.ndarray | None = None
-    stages: Stages | None = None
     back: Back | None = None
-    back_source: np.ndarray | None = None
-    back_stages: Stages | None = None
+    pack: Prepared | None = None
+    pack_back: Prepared | None = None
+    front: Prepared | None = None
+    front_back: Prepared | None = None
 
 
 class Carry(NamedTuple):
@@ -85,9 +100,8 @@ class Tape:
     x: np.ndarray | None = None  # [N, I], or tokens [N]
     y: np.ndarray | None = None  # [N + 2 B, D P]
     given: Given | None = None
-    # The stages of the last calls, and what has to be the same to use them again
-    ahead: tuple[tuple, Stages] | None = None
-    back: tuple[tuple, Stages] | None = None
+    ahead: Prepared | None = None
+    back: Prepared | None = None
 
 
 @dataclass(frozen=True)
@@ -185,17 +199,6 @@ class Direction:
 
     # -------------------------------------------------------------- forward
 
-    def first(self, params: Parameters, states: list[np.ndarray], given: Given) -> list[np.ndarray]:
-        """The states of the scan [B, .]: the cell's own, and in front of them those that are computed from them."""
-        if not self.program.hidden:
-            return states
-        stack = np.ascontiguousarray(np.stack(states))  # a stack may have any order
-        out = np.empty((self.program.hidden, *stack.shape[1:]), self.dtype)
-        mask, own = self._mask(given, stack[0]), self._new_own()
-        self._pack_own(params, own)
-        run(compile_front(self.program.equations)[0], 1, stack, own, mask, out)
-        return [*out, *states]
-
     def forward(
         self,
         params: Parameters,
@@ -209,14 +212,17 @@ class Direction:
     ) -> tuple[Tape, list[np.ndarray]]:
         """Fill its columns of y; what backward needs, and the last states of the scan.
 
-        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the scan; panels: the weights, if they are
-        packed. The tape has to be given back (`release`) after the last use of it and of the states.
+        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the cell, or what an earlier call returned;
+        panels: the weights, if they are packed. The tape has to be given back (`release`) after the last use of it and
+        of the states.
         """
         half = slice(self.reverse * self.output, (self.reverse + 1) * self.output)
         start, end = steps.ends[self.reverse]
         tape = self.take(steps, keep, panels or (None if keep else self.packed(params)))
         if panels is None and keep:
             self.pack(params, tape.panels)
+        if len(states) < self.layout.states:
+            states = [*self.front(tape.panels, states, given), *states]
         y[start, half] = states[0]
         for out, state in zip(tape.inner, states[1:]):
             out[start if keep else slice(steps.B)] = state
@@ -229,13 +235,10 @@ class Direction:
         """The forward scan."""
         named = {"x": tape.x, "y": tape.y, "given": tape.given.values}
         key = tape.x.ndim, tape.given.by_step
-        if tape.ahead is None or tape.ahead[0] != key:
-            tape.ahead = key, Stages(self.scan(tape), **named)
-        else:
-            tape.ahead[1].put(**named)
+        tape.ahead = prepare(tape.ahead, key, named, lambda: [self.scan(tape)])
         if tape.how.by_units:
             tape.counters[:] = 0
-        tape.ahead[1].run()
+        tape.ahead.stages.run()
 
     def scan(self, tape: Tape) -> Stage:
         """The stage of the forward scan."""
@@ -246,6 +249,18 @@ class Direction:
             tape.inner.shape[1], tape.middle.shape[1], steps.lengths, steps.starts, steps.slots, x, *tape.panels.ahead,
             tape.panels.own, given, y, tape.inner, tape.middle, tape.gates, tape.counters,
         ))  # fmt: skip
+
+    def front(self, panels: Panels, states: list[np.ndarray], given: Given) -> np.ndarray:
+        """Those states of the scan [., B, P] that stand in front of the cell's and are computed from them."""
+        B, H = states[0].shape
+        out = np.empty((self.program.hidden, B, H), self.dtype)
+        if self.program.hidden:
+            states = _stack(states)
+            named = {"states": states, "mask": self._mask(given, states[0]), "out": out}
+            kernel, args = compile_front(self.program.equations)[0], (states, panels.own, named["mask"], out)
+            panels.front = prepare(panels.front, (B,), named, lambda: [stage(kernel, 1, *args)])
+            panels.front.stages.run()
+        return out
 
     def take(self, steps: Steps, keep: bool, panels: Panels | None) -> Tape:
         """A tape: that of an earlier call if it fits."""
@@ -287,17 +302,15 @@ class Direction:
         self._spare_panels.append(panels)
 
     def new_panels(self) -> Panels:
-        return Panels(self.packing.forward(self.inputs, self.projected), self._new_own())
-
-    def _new_own(self) -> np.ndarray:
-        return np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
+        own = np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
+        return Panels(self.packing.forward(self.inputs, self.projected), own)
 
     def pack(self, params: Parameters, panels: Panels) -> Panels:
         """Bring the parameters as they are now into the panels."""
-        if panels.source is not params.flat:
-            panels.source = params.flat
-            panels.stages = Stages(*self.packing.pack(self._weights(params), panels.ahead))
-        panels.stages.run()
+        panels.pack = prepare(
+            panels.pack, (params.flat,), {}, lambda: self.packing.pack(self._weights(params), panels.ahead)
+        )
+        panels.pack.stages.run()
         self._pack_own(params, panels.own)
         return panels
 
@@ -312,11 +325,13 @@ class Direction:
 
     def _pack_back(self, params: Parameters, panels: Panels, tokens: bool) -> Back:
         """The weights for the way back, those of the input product unless x holds tokens."""
-        if panels.back_source is not params.flat or bool(len(panels.back.w_ih)) == tokens:
-            panels.back_source = params.flat
+        if panels.back is None or bool(len(panels.back.w_ih)) == tokens:
             panels.back = self.packing.backward(0 if tokens else self.inputs, self.projected)
-            panels.back_stages = Stages(*self.packing.pack_back(self._weights(params), panels.back))
-        panels.back_stages.run()
+        panels.pack_back = prepare(
+            panels.pack_back, (params.flat, panels.back), {},
+            lambda: self.packing.pack_back(self._weights(params), panels.back),
+        )  # fmt: skip
+        panels.pack_back.stages.run()
         return panels.back
 
     def packed(self, params: Parameters) -> Panels:
@@ -360,12 +375,9 @@ class Direction:
         named = {"x": tape.x, "y": tape.y, "given": tape.given.values, "dy": dy, "dx": dx, "dh": carry.dh,
                  "dinner": carry.dinner, "down": carry.down}  # fmt: skip
         key = grads.flat, carry.back, add, tape.given.by_step
-        if tape.back is None or not all(map(operator.is_, tape.back[0], key)):
-            tape.back = key, Stages(*self._stages_back(grads, tape, dy, dx, carry, add), **named)
-        else:
-            tape.back[1].put(**named)
+        tape.back = prepare(tape.back, key, named, lambda: self._stages_back(grads, tape, dy, dx, carry, add))
         tape.counters[:] = 0
-        tape.back[1].run()
+        tape.back.stages.run()
         return None if carry.tokens else dx
 
     def _stages_back(
@@ -434,21 +446,25 @@ class Direction:
         return stage(gemm.multiply, shards, kernel, dgates, 0, packing.columns, depth, packed, start, dx)
 
     def finish(
-        self, grads: Parameters, states: list[np.ndarray], given: Given, own: np.ndarray, carry: Carry
+        self, grads: Parameters, states: list[np.ndarray], given: Given, panels: Panels, carry: Carry
     ) -> list[np.ndarray]:
         """The gradients of the cell's own parameters into `grads`, and of its first states.
 
-        states: the first ones of the scan; given: of the first piece. A gradient passes through those states that were
-        computed from the cell's.
+        states: the first ones of the cell; given: of the first piece. A gradient passes through those states of the
+        scan that were computed from them.
         """
         dstates, hidden = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden
         if hidden:
-            mask, first = self._mask(given, states[0]), np.ascontiguousarray(np.stack(states[hidden:]))
-            found = np.empty_like(first)
-            kernel, d = compile_front(self.program.equations)[1], np.ascontiguousarray(np.stack(dstates[:hidden]))
-            run(kernel, 1, d, first, own, mask, found, carry.down)
+            states = _stack(states)
+            d, mask, found = _stack(dstates[:hidden]), self._mask(given, states[0]), np.empty_like(states)
+            named = {"d": d, "states": states, "mask": mask, "found": found, "down": carry.down}
+            kernel = compile_front(self.program.equations)[1]
+            args = d, states, panels.own, mask, found, carry.down
+            key = (states.shape[1],)
+            panels.front_back = prepare(panels.front_back, key, named, lambda: [stage(kernel, 1, *args)])
+            panels.front_back.stages.run()
             dstates = [a + b for a, b in zip(dstates[hidden:], found)]
-        self._own_gradients(carry.down, own, grads)
+        self._own_gradients(carry.down, panels.own, grads)
         return dstates
 
     def _own_gradients(self, down: np.ndarray, own: np.ndarray, grads: Parameters) -> None:
@@ -462,3 +478,7 @@ class Direction:
                 total = total * own[rows, : self.hidden] * self.dtype.type(one.exponent)
             grads[one.name + self.end][...] = total if one.rows > 1 else total[0]
             row += one.rows
+
+
+def _stack(arrays: list[np.ndarray]) -> np.ndarray:
+    return np.ascontiguousarray(arrays[0][None] if len(arrays) == 1 else np.stack(arrays))

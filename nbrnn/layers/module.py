@@ -289,8 +289,9 @@ def check_floats(
 ) -> np.ndarray:
     """`array` as a read-only C-contiguous array of `dtype` and `shape`, or a clear error.
 
-    None in `shape` is any size; `words` is how a message writes the expected shape, if not as it is. float32 and float64
-    are converted into each other; integers and half precision are refused, since to convert them may hide a mistake.
+    None in `shape` is any size; `words` is how a message writes the expected shape, if not as it is. float32 and
+    float64 are converted into each other; integers and half precision are refused, since to convert them may hide a
+    mistake.
     """
     if isinstance(array, Ragged):
         raise TypeError(f"{name}: expected an array {words or shape}, got a Ragged")

@@ -382,7 +382,7 @@ class Recurrent(Module):
         form, x, first, beside = self._check(x, state, lengths, given)
         last = self._empty_states(form.steps.B)
         run = _Run(form.steps, beside, self.rng, train=False, keep=False)
-        states = self._first(first, run)
+        states = _by_row(first)
         y, tapes, _ = self._forward(x, states, run)
         self._cells_states(states, last)
         self._release(tapes, run)
@@ -400,11 +400,10 @@ class Recurrent(Module):
             y, pieces = self._forward_pieces(x, first, last, run)
             y = form.out(y)
         else:
-            states = self._first(first, run)
-            begun = list(states)
+            states = _by_row(first)
             y, tapes, masks = self._forward(x, states, run)
             self._cells_states(states, last)
-            pieces = [lambda: (tapes, masks, begun)]
+            pieces = [lambda: (tapes, masks, _by_row(first))]
             y = form.outputs(y)
         call = _once(lambda *args, **options: self._pullback(form, pieces, learnt, *args, **options))
         return y, self._outer_state(last, form), call
@@ -438,7 +437,7 @@ class Recurrent(Module):
             stop = start
         dfirst = self._empty_states(form.steps.B)
         for row, part in enumerate(self._parts):
-            found = part.finish(grads, states[row], given[row], panels[row].own, carries[row])
+            found = part.finish(grads, states[row], given[row], panels[row], carries[row])
             for array, one in zip(dfirst, found):
                 array[row] = one
             if self.recompute:
@@ -499,14 +498,6 @@ class Recurrent(Module):
 
     # -------------------------------------------------------------- all layers
 
-    def _first(self, first: list[np.ndarray], run: _Run) -> list[list[np.ndarray]]:
-        """For every layer and direction the states of its scan, from those of the cell; draws its masks."""
-        given = self._given_of(run)
-        return [
-            part.first(self.params, [array[row] for array in first], given[row])
-            for row, part in enumerate(self._parts_of(run))
-        ]
-
     def _parts_of(self, run: _Run) -> list[Direction]:
         return self._parts if run.train else self._plain_parts
 
@@ -563,12 +554,11 @@ class Recurrent(Module):
             with self._lock:
                 seed = int(run.rng.integers(2**63))
         length = max(SHORTEST, math.isqrt(steps.T)) if self.recompute is True else self.recompute
-        out, states = np.empty((steps.N, self.output_size), self.dtype), None
+        out, states = np.empty((steps.N, self.output_size), self.dtype), _by_row(first)
         for n, t0 in enumerate(range(0, max(1, steps.T), length)):
             t1 = min(t0 + length, steps.T)
             here, piece = slice(int(steps.starts[t0]), int(steps.starts[t1])), run.piece(n, t0, t1, seed)
             piece.keep = self.recurrent_dropout > 0  # whose output is not what is fed back, but kept behind it
-            states = self._first(first, piece) if states is None else states
             begin = list(states)
             y, tapes, _ = self._forward(x[here], states, piece)
             out[here] = piece.steps.outputs(y)
@@ -677,6 +667,11 @@ class _Run:
         piece = _Run(self.steps.piece(t0, t1), beside, np.random.default_rng([seed, n]), self.train, self.keep)
         piece.steady, piece.same, piece.panels = self.steady, self.same, self.panels
         return piece
+
+
+def _by_row(states: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """States [L D, B, .] for every layer and direction."""
+    return [list(arrays) for arrays in zip(*states)]
 
 
 def _once(function: Callable) -> Pullback:

@@ -210,8 +210,8 @@ class RecurrentSession(Session):
         self._x = np.zeros(shape, kind)
         self._turn, self._layers, x = 0, [], (read_only(self._x),) * 2
         for row, (part, given) in enumerate(zip(layer._plain_parts, layer._given_at_inference(B))):
-            first = part.first(layer.params, [array[row] for array in self._state], given)
-            self._layers.append(_Layer(part, layer.params, x, first, given, B))
+            states = [array[row] for array in self._state]
+            self._layers.append(_Layer(part, layer.params, x, states, given, B))
             x = self._layers[-1].outputs
         self._outputs = tuple(read_only(out) for out in x)
         self._stages = [Stages(*stages) for stages in zip(*[layer.stages for layer in self._layers])]
@@ -314,18 +314,20 @@ class _Layer:
         part: Direction,
         params: Parameters,
         x: tuple[np.ndarray, np.ndarray],
-        first: list[np.ndarray],
+        states: list[np.ndarray],
         given: Given,
         B: int,
     ):
         self.part, self.given, self.B = part, given.values, B
+        panels = part.packed(params)
+        first = [*part.front(panels, states, given), *states]
         self.y = np.empty((2 * B, part.output), part.dtype)
         self.y[:B] = first[0]
         self.outputs = read_only(self.y[B:]), read_only(self.y[:B])
         there = even_steps(1, B)
         back = copy.copy(there)
         back.slots = np.array([B, 0, 2 * B], np.int64)
-        self.tape = part.new_tape(there, False, part.packed(params))
+        self.tape = part.new_tape(there, False, panels)
         for out, state in zip(self.tape.inner, first[1:]):
             out[...] = state
         self.tape.y, self.tape.given = self.y, given
