@@ -208,17 +208,21 @@ class Stages:
     """
 
     def __init__(self, *stages: Stage, **named: np.ndarray):
-        numbers, at, found = [len(stages)], 1 + 3 * len(stages), []
+        numbers, at = [len(stages)], 1 + 3 * len(stages)
+        self._places, self._kept = {name: [] for name in named}, []
+        places = {id(array): self._places[name] for name, array in named.items()}
         for one in stages:
             numbers += one.kernel, one.shards, at
-            found += [(at + place, array) for place, array in one.arrays]
+            for place, array in one.arrays:
+                if id(array) in places:
+                    places[id(array)].append(at + place)
+                else:
+                    self._kept.append(array)
             at += len(one.numbers)
         for one in stages:
             numbers += one.numbers
         self.shards = max((one.shards for one in stages), default=1)
         self.table = np.array(numbers, np.int64)
-        self._places = {name: [at for at, array in found if array is one] for name, one in named.items()}
-        self._kept = [array for _, array in found if not any(array is one for one in named.values())]
 
     def put(self, **named: np.ndarray) -> None:
         """Exchange named arrays."""

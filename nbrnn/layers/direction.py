@@ -13,6 +13,8 @@ same bits: a `Carry` takes along what passes from one piece to the next.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,6 +34,7 @@ from nbrnn.layers.packing import Ahead, Back, Packing, Weights, packing_of
 from nbrnn.layers.sequences import Steps
 
 NO_ROWS = np.empty(0, np.int64)
+SPARE = 3  # tapes that wait for the next call of their shape
 
 
 class Given(NamedTuple):
@@ -91,6 +94,7 @@ class Tape:
     how: Schedule
     keep: bool
     panels: Panels
+    memory: tuple[np.ndarray, ...]  # of the next three, flat
     inner: np.ndarray  # [., N + 2 B, H], or [., B, H] where nothing is kept
     middle: np.ndarray  # [N, .] or [B, .]
     gates: np.ndarray  # flat
@@ -154,6 +158,7 @@ class Direction:
         self.kernels = self.packing.kernels(self.projected)
         self.names = list(self.shapes())
         self._fields = [name + end if name + end in self.names else None for name in Weights._fields]
+        self._lock = threading.Lock()
         self._spare: tuple[list[Tape], list[Tape]] = [], []
         self._spare_panels: list[Panels] = []
         self._known: tuple[np.ndarray, Panels] | None = None
@@ -263,30 +268,43 @@ class Direction:
         return out
 
     def take(self, steps: Steps, keep: bool, panels: Panels | None) -> Tape:
-        """A tape: that of an earlier call if it fits."""
-        spare, threads = self._spare[keep], get_num_threads()
-        while spare:
-            try:
-                tape = spare.pop()
-            except IndexError:  # another thread was faster
-                break
-            if tape.steps is steps and tape.threads == threads and (panels is None or panels is tape.panels):
-                return tape
-        return self.new_tape(steps, keep, self.new_panels() if panels is None else panels)
+        """A tape: that of an earlier call with these steps, or one in its memory."""
+        spare, threads, old = self._spare[keep], get_num_threads(), None
+        with self._lock:
+            for n, tape in enumerate(spare):
+                if tape.steps is steps and tape.threads == threads and (panels is None or panels is tape.panels):
+                    return spare.pop(n)
+            # Lengths hardly ever come twice, while a few even shapes may take turns.
+            if spare and (not steps.even or len(spare) == SPARE):
+                old = spare.pop(0)
+        if panels is None:
+            panels = self.new_panels() if old is None else old.panels
+        return self.new_tape(steps, keep, panels, old)
 
     def release(self, tape: Tape) -> None:
         """Let a later call have this tape."""
         tape.x = tape.y = tape.given = None
-        self._spare[tape.keep].append(tape)
+        with self._lock:
+            spare = self._spare[tape.keep]
+            spare.append(tape)
+            del spare[:-SPARE]
 
-    def new_tape(self, steps: Steps, keep: bool, panels: Panels) -> Tape:
+    def new_tape(self, steps: Steps, keep: bool, panels: Panels, old: Tape | None = None) -> Tape:
+        """A tape, in the memory of another one where that suffices."""
         N, B, packing, (how, _) = steps.N, steps.B, self.packing, self.schedules(steps)
         shared = not (keep or how.block > 1 or self.layout.second or self.layout.norms)
         columns = packing.columns * (1 if shared else packing.panels)
-        inner = np.empty((self.layout.states - 1, N + 2 * B if keep else B, self.hidden), self.dtype)
-        middle = np.empty((N if keep else B, self.middle), self.dtype)
-        gates = np.empty((N if keep else B * how.block) * columns, self.dtype)
-        return Tape(steps, get_num_threads(), how, keep, panels, inner, middle, gates, shared, new_counters())
+        shapes = (
+            (self.layout.states - 1, N + 2 * B if keep else B, self.hidden),
+            (N if keep else B, self.middle),
+            ((N if keep else B * how.block) * columns,),
+        )
+        memory = tuple(
+            _room(math.prod(shape), None if old is None else old.memory[n], self.dtype)
+            for n, shape in enumerate(shapes)
+        )
+        arrays = (array[: math.prod(shape)].reshape(shape) for array, shape in zip(memory, shapes))
+        return Tape(steps, get_num_threads(), how, keep, panels, memory, *arrays, shared, new_counters())
 
     # -------------------------------------------------------------- packed weights
 
@@ -478,6 +496,11 @@ class Direction:
                 total = total * own[rows, : self.hidden] * self.dtype.type(one.exponent)
             grads[one.name + self.end][...] = total if one.rows > 1 else total[0]
             row += one.rows
+
+
+def _room(size: int, old: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
+    """Memory for so many numbers: the old one unless it is too small or by far too large."""
+    return old if old is not None and size <= old.size <= 4 * size else np.empty(size, dtype)
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:

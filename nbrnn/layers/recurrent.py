@@ -548,7 +548,7 @@ class Recurrent(Module):
         self, x: np.ndarray, first: list[np.ndarray], last: list[np.ndarray], run: _Run
     ) -> tuple[np.ndarray, list[Callable]]:
         """Outputs [N, .], and for each piece of time a function that runs it again and keeps what backward needs."""
-        steps, pieces, seed = run.steps, [], 0
+        steps, pieces, seed = run.steps, [], None
         run.panels = [part.pack(self.params, part.take_panels()) for part in self._parts]
         if self.dropout or self.input_dropout or any(self.zoneout):
             with self._lock:
@@ -660,11 +660,12 @@ class _Run:
         self.given: list[Given] | None = None
         self.panels: list[Panels] | None = None  # where several pieces share them
 
-    def piece(self, n: int, t0: int, t1: int, seed: int) -> _Run:
-        """The n-th piece of it, from time step t0 to t1, which draws the same whenever it is made."""
+    def piece(self, n: int, t0: int, t1: int, seed: int | None) -> _Run:
+        """The n-th piece of it, from time step t0 to t1, which draws the same whenever it is made; None: nothing."""
         lo, hi = self.steps.starts[t0], self.steps.starts[t1]
         beside = {name: array if len(array) == 1 else array[lo:hi] for name, array in self.beside.items()}
-        piece = _Run(self.steps.piece(t0, t1), beside, np.random.default_rng([seed, n]), self.train, self.keep)
+        rng = self.rng if seed is None else np.random.default_rng([seed, n])
+        piece = _Run(self.steps.piece(t0, t1), beside, rng, self.train, self.keep)
         piece.steady, piece.same, piece.panels = self.steady, self.same, self.panels
         return piece
 

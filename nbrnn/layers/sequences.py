@@ -85,7 +85,7 @@ class Steps:
 
     def piece(self, t0: int, t1: int) -> Steps:
         """The steps from t0 to t1 alone."""
-        return Steps(np.clip(self.lengths - t0, 0, t1 - t0))
+        return even_steps(t1 - t0, self.B) if self.even else Steps(np.clip(self.lengths - t0, 0, t1 - t0))
 
     @property
     def mean_rows(self) -> int:
