@@ -9,7 +9,8 @@ import pytest
 from test_recurrent import assert_same_bits
 
 import nbrnn
-from nbrnn.layers.dropout import draw_kept, draw_mask
+from nbrnn.kernels import masks
+from nbrnn.layers.dropout import draw, draw_mask
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
@@ -144,12 +145,42 @@ def test_dropout_throws_new_dice_every_time_and_the_same_for_the_same_seed():
 @pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox, np.random.SFC64])
 @pytest.mark.parametrize("p", [0.0, 0.1, 0.5, 0.9])
 def test_every_generator_gives_the_share_and_no_pattern(bits, p):
-    kept = draw_kept(np.random.Generator(bits(0)), (401, 999), p)
-    assert kept.shape == (401, 999)
+    kept = draw(np.random.Generator(bits(0)), p, np.empty((401, 999)))
+    assert set(np.unique(kept)) <= {0.0, 1.0}
     bound = 5 * np.sqrt(p * (1 - p) / 401)
-    # in every column and every fourth number, where a word of 64 bits repeats itself
+    # in every column, every quarter, and where a number has the one before or the same place of another quarter for it
     assert np.abs(kept.mean(axis=0) - (1 - p)).max() <= bound
-    assert np.abs(kept.ravel()[: 401 * 996].reshape(-1, 4).mean(axis=0) - (1 - p)).max() <= bound / 10
+    quarters = kept.ravel()[: 401 * 996].reshape(4, -1) - (1 - p)
+    assert np.abs(quarters.mean(axis=1)).max() <= bound / 10
+    for others in (np.roll(quarters, 1, axis=0), np.roll(quarters, 1, axis=1), np.roll(quarters, 8, axis=1)):
+        assert abs((quarters * others).mean()) <= bound / 10
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 3, 4, 5, 511, 2048, 2051, 6000])
+def test_a_mask_is_splitmix64_on_any_number_of_threads(size):
+    z = (np.uint64(7) + np.arange(1, size + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.uint64)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z = (z ^ (z >> np.uint64(31)))[: -(-size // 4)]
+    bits = np.concatenate([z >> np.uint64(16 * part) & np.uint64(0xFFFF) for part in range(4)])[:size]
+    for shards in (1, 2, 5):
+        out = np.full(size + 1, np.nan, np.float32)
+        masks.draw.entry(shards, 7, 20000, 2.5, out[:size])
+        np.testing.assert_array_equal(out[:size], np.where(bits >= 20000, 2.5, 0.0))
+        assert np.isnan(out[size])
+
+
+def test_splitmix64_is_the_published_one():
+    """The first numbers from seed 1234567, as in https://rosettacode.org/wiki/Pseudo-random_numbers/Splitmix64."""
+    want = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    out, bits = np.empty(20), np.zeros(20, np.int64)
+    for bit in range(16):  # by bisection: which bits a number has is which bounds it reaches
+        bound = bits + (1 << (15 - bit))
+        for least in np.unique(bound):
+            masks.draw.entry(1, 1234567, int(least), 1.0, out)
+            bits[(bound == least) & (out == 1)] = least
+    got = [sum(int(bits[part * 5 + n]) << (16 * part) for part in range(4)) for n in range(5)]
+    assert got == want
 
 
 def test_a_mask_is_the_same_for_both_dtypes():

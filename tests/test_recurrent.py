@@ -16,7 +16,7 @@ import nbrnn
 from nbrnn.cells.cell import CELLS
 from nbrnn.kernels import schedule
 from nbrnn.kernels.schedule import Schedule
-from nbrnn.layers.dropout import draw_kept
+from nbrnn.layers.dropout import draw, draw_mask
 
 CELL = pytest.mark.parametrize("cell", CELLS)
 # Each pair costs a compilation: all cells in float64, the great ones in float32 too.
@@ -131,12 +131,12 @@ def draws_of(problem, T, B):
     layer, rng = problem.layer, np.random.default_rng(problem.seed)
 
     def mask(p, *shape):
-        return draw_kept(rng, shape, p) / (1 - p)
+        return draw_mask(rng, shape, p, np.dtype("float64"))
 
     masks, feedback_masks, zoneout = {}, {}, {}
     for row in range(layer.num_layers * layer.directions):
         H = layer.hidden_size
-        zoneout[row] = [draw_kept(rng, (T, B, H), p) if p else 1 for p in layer.zoneout]
+        zoneout[row] = [draw(rng, p, np.empty((T, B, H))) if p else 1 for p in layer.zoneout]
         if layer.recurrent_dropout:
             feedback_masks[row] = mask(layer.recurrent_dropout, B, H)
     for k in range(layer.num_layers):

@@ -20,7 +20,7 @@ from nbrnn.cells.program import Options
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels import simd
 from nbrnn.layers.direction import Carry, Direction, Given, Panels, Shape, Tape
-from nbrnn.layers.dropout import draw_kept, draw_mask
+from nbrnn.layers.dropout import draw, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import (
     Module,
@@ -625,9 +625,11 @@ class Recurrent(Module):
         for out, name in zip(given, names):
             if name in beside:
                 out[...] = beside[name][:, None]
-            elif name in zoneout:
+            elif name in zoneout and run.train:
                 with self._lock:
-                    out[...] = draw_kept(run.rng, out.shape, zoneout[name]) if run.train else 1 - zoneout[name]
+                    draw(run.rng, zoneout[name], out)
+            elif name in zoneout:
+                out[...] = 1 - zoneout[name]
             else:
                 if ("h", row) not in run.same:
                     with self._lock:
