@@ -157,7 +157,12 @@ class Ragged:
 
     def with_values(self, values: Any) -> Ragged:
         """Other values for the same steps, (N, ...)."""
-        return Ragged(values, self.offsets)
+        values = np.asarray(values)
+        if values.ndim == 0 or len(values) != len(self.values):
+            return Ragged(values, self.offsets)  # which says what is wrong
+        other = object.__new__(Ragged)
+        other.values, other.offsets = values, self.offsets
+        return other
 
     def values_of(self, name: str, other: Any) -> np.ndarray:
         """The values of another Ragged of the same steps, or a clear error."""

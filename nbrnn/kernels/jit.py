@@ -161,7 +161,8 @@ class Stage(NamedTuple):
 def stage(function: Any, shards: int, *args: Any) -> Stage:
     """A stage of a sharded function, or of a `Kernel`.
 
-    args: arrays, numbers, and tuples of integers and arrays, of which the kernel is given the addresses alone.
+    args: arrays, numbers, and tuples of integers, then arrays, of which the kernel is given the addresses alone; their
+    attribute `integers` is how many of the former they have.
     """
     kinds, numbers, arrays = [], [], []
     for arg in args:
@@ -171,11 +172,9 @@ def stage(function: Any, shards: int, *args: Any) -> Stage:
             numbers += locate(arg), *arg.shape
         elif isinstance(arg, tuple):
             kinds.append(len(arg))
-            for one in arg:
-                if isinstance(one, np.ndarray):
-                    arrays.append((len(numbers), one))
-                    one = locate(one)
-                numbers.append(one)
+            numbers += arg[: arg.integers]
+            arrays += enumerate(arg[arg.integers :], len(numbers))
+            numbers += map(locate, arg[arg.integers :])
         elif isinstance(arg, float):
             kinds.append(float)
             numbers.append(int(np.float64(arg).view(np.int64)))
@@ -233,23 +232,28 @@ class Stages:
 
     def run(self) -> None:
         """Run them, each on at most as many threads as it asks for."""
-        shards = min(self.shards, get_num_threads())
-        if shards <= 1:
-            _enter(1, self.table)
-        elif threading_layer() != "workqueue":
-            _enter_with(shards, self.table)
-        elif not _entered.acquire(blocking=False):
-            _enter(1, self.table)
-        else:
-            try:
-                _enter_with(shards, self.table)
-            finally:
-                _entered.release()
+        _launch(self.shards, self.table)
 
 
 def run(function: Any, shards: int, *args: Any) -> None:
     """Run a single stage."""
-    Stages(stage(function, min(shards, get_num_threads()), *args)).run()
+    one = stage(function, min(shards, get_num_threads()), *args)
+    _launch(one.shards, np.array([1, one.kernel, one.shards, 4, *one.numbers], np.int64))
+
+
+def _launch(shards: int, table: np.ndarray) -> None:
+    shards = min(shards, get_num_threads())
+    if shards <= 1:
+        _enter(1, table)
+    elif threading_layer() != "workqueue":
+        _enter_with(shards, table)
+    elif not _entered.acquire(blocking=False):
+        _enter(1, table)
+    else:
+        try:
+            _enter_with(shards, table)
+        finally:
+            _entered.release()
 
 
 @compiled

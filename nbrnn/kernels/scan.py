@@ -225,6 +225,7 @@ class Forward(NamedTuple):
     of middle.
     """
 
+    integers = 20
     kernel_ih: int
     kernel_hh: int
     kernel_mid: int
@@ -274,6 +275,7 @@ class Backward(NamedTuple):
     added.
     """
 
+    integers = 15
     kernel: int
     by_units: int
     reverse: int
