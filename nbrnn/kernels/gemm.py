@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbrnn.kernels.jit import jitable, sharded
-from nbrnn.kernels.simd import lanes_of, load, pointer, shift, store
+from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store, store_first
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
 
 ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 6 or 8
@@ -58,13 +58,12 @@ def pack_rows(s, shards, weight, order, out):
     weight: [R, K]; order: [J P]; out: [J, K, P].
     """
     J, K, P = out.shape
+    W = lanes_of(pointer(out, 0))
     for j in range(J * s // shards, J * (s + 1) // shards):
-        for k0 in range(0, K, 16):
-            k1 = min(k0 + 16, K)
-            for c in range(P):
-                row = order[j * P + c]
-                for k in range(k0, k1):
-                    out[j, k, c] = weight[row, k] if row >= 0 else 0.0
+        for k in range(0, K, W):
+            for c in range(0, P, W):
+                block = load_transposed(pointer(weight, k), pointer(order, j * P + c), K, K - k)
+                store_first(pointer(out, (j * K + k) * P + c), P, block, K - k)
 
 
 @sharded

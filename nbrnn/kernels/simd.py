@@ -18,6 +18,7 @@ All of it is LLVM vector code of generic types; the width alone is the host's (A
 
 from __future__ import annotations
 
+import functools
 import operator
 
 import llvmlite.binding as llvm
@@ -465,6 +466,61 @@ def store_padded(typingctx, p, stride, values, count):
         mask = _mask(builder, count, vector_type(lanes.dtype))
         for at, value in _tuple_cells(context, builder, p, stride, values, sig.args[2], lanes):
             emit_store(builder, builder.select(mask, value, ir.Constant(value.type, None)), at)
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp, values, types.intp), codegen
+
+
+@intrinsic
+def load_transposed(typingctx, p, rows, stride, count):
+    """A square block of a matrix, its columns as a tuple of vectors: lane n of vector i is p[rows[n] stride + i].
+
+    Zeros where rows[n] is negative, or i not below `count`.
+    """
+    lanes = Lanes(p.dtype)
+    W = vector_type(lanes.dtype).count
+
+    def codegen(context, builder, sig, args):
+        p, rows, stride, count = args
+        vector, zero = vector_type(lanes.dtype), stride.type(0)
+        numbers = [builder.load(builder.gep(rows, [stride.type(n)])) for n in range(W)]
+        signs = functools.reduce(builder.or_, numbers)
+        whole = builder.and_(_is_whole(builder, count, vector), builder.icmp_signed(">=", signs, zero))
+
+        def emit(part):
+            found = []
+            for row in numbers:
+                there = builder.icmp_signed(">=", row, zero)
+                at = builder.gep(p, [builder.mul(builder.select(there, row, zero), stride)])
+                found.append(emit_load(builder, at, vector, builder.select(there, count, zero) if part else None))
+            return found
+
+        return context.make_tuple(builder, sig.return_type, _transpose(builder, emit_either(builder, whole, emit)))
+
+    return types.UniTuple(lanes, W)(p, rows, types.intp, types.intp), codegen
+
+
+def _transpose(builder, block):
+    """Columns from rows: interleave the first half of the vectors with the second, log2(W) times."""
+    W, i32 = len(block), ir.IntType(32)
+    order = [lane for pair in zip(range(W), range(W, 2 * W)) for lane in pair]
+    halves = [ir.Constant(ir.VectorType(i32, W), part) for part in (order[:W], order[W:])]
+    for _ in range(W.bit_length() - 1):
+        pairs = zip(block[: W // 2], block[W // 2 :])
+        block = [builder.shuffle_vector(a, b, half) for a, b in pairs for half in halves]
+    return block
+
+
+@intrinsic
+def store_first(typingctx, p, stride, values, number):
+    """Store the first `number` vectors of a tuple, `stride` elements apart."""
+    lanes = Lanes(p.dtype)
+
+    def codegen(context, builder, sig, args):
+        p, stride, values, number = args
+        for n, (at, value) in enumerate(_tuple_cells(context, builder, p, stride, values, sig.args[2], lanes)):
+            with builder.if_then(builder.icmp_signed("<", number.type(n), number), likely=True):
+                emit_store(builder, value, at)
         return context.get_dummy_value()
 
     return types.void(p, types.intp, values, types.intp), codegen
