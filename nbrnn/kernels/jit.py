@@ -26,7 +26,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -233,6 +233,23 @@ class Stages:
     def run(self) -> None:
         """Run them, each on at most as many threads as it asks for."""
         _launch(self.shards, self.table)
+
+
+class Prepared(NamedTuple):
+    """Stages, and what has to be the same for a call that uses them again: the same objects, or equal integers."""
+
+    key: tuple
+    stages: Stages
+
+
+def prepare(
+    known: Prepared | None, key: tuple, named: Mapping[str, np.ndarray], make: Callable[[], list[Stage]]
+) -> Prepared:
+    """Those of an earlier call with this call's arrays, or new ones."""
+    if known is not None and all(a is b or (isinstance(a, int) and a == b) for a, b in zip(known.key, key)):
+        known.stages.put(**named)
+        return known
+    return Prepared(key, Stages(*make(), **named))
 
 
 def run(function: Any, shards: int, *args: Any) -> None:

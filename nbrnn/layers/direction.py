@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,7 +25,7 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options, Program, compile_cell
 from nbrnn.kernels import gemm, schedule
 from nbrnn.kernels.barrier import new_counters
-from nbrnn.kernels.jit import Stage, Stages, get_num_threads, run, stage, threading_layer
+from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, run, stage, threading_layer
 from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, product_kernel
@@ -43,23 +43,6 @@ class Given(NamedTuple):
     values: np.ndarray  # [., N, H], or [., B, H] where it is the same for all steps
     by_step: bool
     mask: np.ndarray | None = None  # [B, H], of what is fed back
-
-
-class Prepared(NamedTuple):
-    """Stages, and what has to be the same for a call that uses them again: the same objects, or equal integers."""
-
-    key: tuple
-    stages: Stages
-
-
-def prepare(
-    known: Prepared | None, key: tuple, named: Mapping[str, np.ndarray], make: Callable[[], list[Stage]]
-) -> Prepared:
-    """Those of an earlier call with this call's arrays, or new ones."""
-    if known is not None and all(a is b or (isinstance(a, int) and a == b) for a, b in zip(known.key, key)):
-        known.stages.put(**named)
-        return known
-    return Prepared(key, Stages(*make(), **named))
 
 
 @dataclass(eq=False)

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nbrnn.kernels import gemm
-from nbrnn.kernels.jit import run
+from nbrnn.kernels.jit import Prepared, Stage, Stages, get_num_threads, prepare, stage
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kernel
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_size
+
+
+@dataclass(eq=False)
+class _Room:
+    """Packed weights, and the stages that were last run on them."""
+
+    packed: np.ndarray  # [., I, .]
+    packed_back: np.ndarray  # [., O, .]
+    start: np.ndarray  # the bias
+    zeros: np.ndarray
+    ahead: Prepared | None = None
+    back: Prepared | None = None
 
 
 class Linear(Pointwise):
@@ -57,55 +70,92 @@ class Linear(Pointwise):
         fill(self.params, init, generator(seed), 1.0 / np.sqrt(self.input_size))
         self._order = gemm.plain_order(self.output_size, self.dtype)
         self._runs = gemm.runs_of(self.output_size, self.dtype)
+        self._spare: list[_Room] = []
 
     def _check(self, x: Any) -> np.ndarray:
         shape = (None,) * max(0, np.ndim(x) - 1) + (self.input_size,)
         return check_floats("x", x, self.dtype, shape, f"(..., {self.input_size})")
 
     def _apply(self, x: Any) -> np.ndarray:
-        return self.frozen()(x)
+        x = self._check(x)
+        room = self._take()
+        y = self._forward(room, x.reshape(-1, self.input_size))
+        self._spare.append(room)
+        return y.reshape(*x.shape[:-1], self.output_size)
 
     def frozen(self) -> Callable[[Any], np.ndarray]:
-        packed = self._pack(gemm.pack_rows, self._order, self.input_size, self.output_size)
-        start = np.zeros(len(self._order), self.dtype)
-        if self.bias:
-            start[: self.output_size] = self.params["bias"]
+        room = self._take()
+        self._forward(room, np.zeros((0, self.input_size), self.dtype))
 
         def apply(x):
             x = self._check(x)
-            y = self._multiply(x.reshape(-1, self.input_size), packed, start, self.output_size)
+            y = self._multiply(room, x.reshape(-1, self.input_size))
             return y.reshape(*x.shape[:-1], self.output_size)
 
         return apply
 
     def _linearise(self, x: Any) -> tuple[np.ndarray, Callable]:
-        x = self._check(x)
-        y = self._apply(x)
+        x, y = self._check(x), self._apply(x)
 
         def back(dy, grads):
-            rows = check_floats("dy", dy, self.dtype, y.shape).reshape(-1, self.output_size)
-            dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
-            # dW = dy^T x, db = sum of dy
-            right = x.reshape(-1, self.input_size), 0, self.input_size, np.empty(0, np.int64)
-            how = outer_kernel(VECTORS, self.dtype), rows, *right, self._runs, 0, 0, False
-            run(gemm.gradient, self._shards(len(rows)), *how, grads["weight"], dbias)
-            # dx = dy W
-            packed = self._pack(gemm.pack_columns, np.arange(self.output_size), self.output_size, self.input_size)
-            start = np.zeros(gemm.padded(self.input_size, self.dtype), self.dtype)
-            return self._multiply(rows, packed, start, self.input_size).reshape(x.shape)
+            dy = check_floats("dy", dy, self.dtype, y.shape).reshape(-1, self.output_size)
+            return self._backward(x.reshape(-1, self.input_size), dy, grads).reshape(x.shape)
 
         return y, back
 
-    def _pack(self, entry: Any, order: np.ndarray, depth: int, columns: int) -> np.ndarray:
-        packed = np.empty((gemm.panels(columns, self.dtype), depth, panel_width(VECTORS, self.dtype)), self.dtype)
-        run(entry, self._shards(16), self.params["weight"], order, packed)
-        return packed
+    def _take(self) -> _Room:
+        """Memory for packed weights, perhaps that of an earlier call."""
+        try:
+            return self._spare.pop()
+        except IndexError:
+            P = panel_width(VECTORS, self.dtype)
+            shapes = (self.output_size, self.input_size), (self.input_size, self.output_size)
+            panels = (np.empty((gemm.panels(N, self.dtype), K, P), self.dtype) for N, K in shapes)
+            starts = (np.zeros(gemm.padded(N, self.dtype), self.dtype) for N, _ in shapes)
+            return _Room(*panels, *starts)
 
-    def _multiply(self, rows: np.ndarray, packed: np.ndarray, start: np.ndarray, columns: int) -> np.ndarray:
-        y = np.empty((len(rows), columns), self.dtype)
-        kernel = product_kernel(VECTORS, self.dtype)
-        run(gemm.multiply, self._shards(len(rows)), kernel, rows, 0, 0, packed.shape[1], packed, start, y)
+    def _forward(self, room: _Room, x: np.ndarray) -> np.ndarray:
+        """y = x W^T + b, with the parameters as they are now."""
+        weight, y = self.params["weight"], np.empty((len(x), self.output_size), self.dtype)
+        if self.bias:
+            room.start[: self.output_size] = self.params["bias"]
+        room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads()), {"x": x, "y": y}, lambda: [
+            stage(gemm.pack_rows, self._shards(16), weight, self._order, room.packed),
+            self._product(x, room.packed, room.start, y),
+        ])  # fmt: skip
+        room.ahead.stages.run()
         return y
+
+    def _multiply(self, room: _Room, x: np.ndarray) -> np.ndarray:
+        """y = x W^T + b, with the parameters of the last `_forward`."""
+        y = np.empty((len(x), self.output_size), self.dtype)
+        Stages(self._product(x, room.packed, room.start, y)).run()
+        return y
+
+    def _backward(self, x: np.ndarray, dy: np.ndarray, grads: Parameters) -> np.ndarray:
+        """dW = dy^T x and db = sum of dy into `grads`; dx = dy W."""
+        room, dx = self._take(), np.empty((len(x), self.input_size), self.dtype)
+        key, named = (len(x), self.params.flat, grads.flat, get_num_threads()), {"x": x, "dy": dy, "dx": dx}
+        room.back = prepare(room.back, key, named, lambda: self._stages_back(room, x, dy, dx, grads))
+        room.back.stages.run()
+        self._spare.append(room)
+        return dx
+
+    def _stages_back(
+        self, room: _Room, x: np.ndarray, dy: np.ndarray, dx: np.ndarray, grads: Parameters
+    ) -> list[Stage]:
+        dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
+        right = x, 0, self.input_size, np.empty(0, np.int64), self._runs, 0, 0, False
+        kernel, order = outer_kernel(VECTORS, self.dtype), np.arange(self.output_size)
+        return [
+            stage(gemm.gradient, self._shards(len(x)), kernel, dy, *right, grads["weight"], dbias),
+            stage(gemm.pack_columns, self._shards(16), self.params["weight"], order, room.packed_back),
+            self._product(dy, room.packed_back, room.zeros, dx),
+        ]
+
+    def _product(self, rows: np.ndarray, packed: np.ndarray, start: np.ndarray, out: np.ndarray) -> Stage:
+        kernel = product_kernel(VECTORS, self.dtype)
+        return stage(gemm.multiply, self._shards(len(rows)), kernel, rows, 0, 0, packed.shape[1], packed, start, out)
 
     def _shards(self, rows: int) -> int:
         return shards_for(2 * rows * self.input_size * self.output_size)

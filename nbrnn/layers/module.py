@@ -40,7 +40,8 @@ class Parameters(Mapping[str, np.ndarray]):
 
     def __init__(self, shapes: Shapes, flat: np.ndarray):
         self.flat = flat
-        self._views = {}
+        self._views: dict[str, np.ndarray] = {}
+        self._parts: dict[str, Parameters] = {}
         start = 0
         for name, shape in shapes.items():
             stop = start + math.prod(shape)
@@ -59,6 +60,11 @@ class Parameters(Mapping[str, np.ndarray]):
 
     def part(self, prefix: str) -> Parameters:
         """The parameters whose names begin with `prefix`, without it: a view on the same vector."""
+        if prefix not in self._parts:
+            self._parts[prefix] = self._part(prefix)
+        return self._parts[prefix]
+
+    def _part(self, prefix: str) -> Parameters:
         names = [name for name in self._views if name.startswith(prefix)]
         shapes = {name[len(prefix) :]: self._views[name].shape for name in names}
         return Parameters(shapes, self.span(names[0], names[-1]) if names else self.flat[:0])
