@@ -151,7 +151,7 @@ def peak_of(engine, dtype, threads):
     from peak import peak_operations
 
     engine.ask(case=("peak", None, None, dtype, threads))
-    return peak_operations(dtype, threads) / min(engine.ask(seconds=0.3))
+    return peak_operations(dtype, threads) / min(engine.ask(seconds=0.5))
 
 
 # ------------------------------------------------------------------ tables and chart
@@ -184,8 +184,8 @@ class Report:
         notes = []
         for count in sorted({1, threads}):
             self.peaks[dtype, count] = max(self.peaks[dtype, count], peak_of(engine, dtype, count))
-            notes.append(f"{self.peaks[dtype, count] / 1e9:.0f} GFLOP/s on {count}")
-        return self.peaks[dtype, threads], f"FMA peak {', '.join(notes)}"
+            notes.append(f"{self.peaks[dtype, count] / 1e9:.0f} (threads: {count})")
+        return self.peaks[dtype, threads], f"FMA peak in GFLOP/s: {', '.join(notes)}"
 
     def save(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -196,9 +196,8 @@ class Report:
 def add_table(report, work, shapes, engines, dtype, threads, rounds):
     """One Markdown table; shapes: for each cell."""
     peak, note = report.peak(engines[0], dtype, threads)
-    report.say(f"\n{work}, {dtype}, {threads} threads: best (median) in ms; {note}\n")
+    report.say(f"\n{work}, {dtype}, threads: {threads}, best (median) in ms; {note}\n")
     names = [engine.name for engine in engines]
-    report.say(f"\n{work}, {dtype}, threads: {threads}, FMA peak {peak / 1e9:.0f} GFLOP/s: best (median) in ms\n")
     report.row("case", *names, "ratio, best", "ratio, median", "GFLOP/s", "of peak")
     report.row("---", *["---:"] * (len(names) + 4))
     for cell in shapes:
@@ -228,7 +227,7 @@ def save_chart(ratios, path):
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
     size = 6 * len(ratios), 1.5 + 0.22 * max(map(len, ratios.values()))
     figure, panels = pyplot.subplots(1, len(ratios), figsize=size, squeeze=False, layout="constrained")
@@ -240,7 +239,9 @@ def save_chart(ratios, path):
         panel.barh(places, [ratio - 1 for ratio in best], left=1.0, color=colors)
         panel.plot(median, places, "k.", markersize=4)
         panel.axvline(1.0, color="black", linewidth=1)
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.set_yticks(places, [f"{label}: {ratio:.2f}" for label, ratio in zip(labels, best)], fontsize=7)
         panel.set_ylim(len(cases) - 0.4, -0.6)
         panel.set_xlabel("time of the fastest other engine / time of nbrnn: best (bar), median (dot)", fontsize=8)
@@ -299,7 +300,9 @@ def main():
                     add_table(report, work, shapes, able, dtype, threads, args.rounds)
         for engine in engines:
             engine.close()
-    if args.out and report.lines:
+    if not report.lines:
+        sys.exit("nothing to compare: no other engine does this work in this dtype, or the set has no such cell")
+    if args.out:
         report.save(args.out)
 
 
