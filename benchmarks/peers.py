@@ -1,13 +1,21 @@
 """nbrnn against other engines on the same work, interleaved in one run.
 
-    python benchmarks/peers.py                        everything, about ten minutes
-    python benchmarks/peers.py --work step            the whole training step of the d2l.ai language model
-    python benchmarks/peers.py --work train infer --cells LSTM --dtype float64
+    python benchmarks/peers.py                        everything on the anchor shapes, some twelve minutes
+    python benchmarks/peers.py --work step zaremba    whole training steps of language models
+    python benchmarks/peers.py --set deepbench --rounds 5 --out results
+    python benchmarks/peers.py --work train infer --cells LSTM --dtype float32 float64 --threads 1 2
 
 Each engine works in a process of its own, so that no two thread pools share one, and the rounds go around the engines
-in turn: on a busy machine only the ratios of one run mean something. A row shows each engine's best and median time
-in milliseconds, and the ratio of the fastest other engine to nbrnn, by best and by median. The last lines are
-geometric means.
+in turn: on a busy machine only the ratios of one run mean something. PyTorch, ONNX Runtime, OpenVINO and JAX take part
+where they are installed, in the work they can do; `engines.py` says what a case is, and how threads are set.
+
+A row shows each engine's best and median time in milliseconds, the ratio of the fastest other engine to nbrnn, by best
+and by median, the useful GFLOP/s of our best time, and its share of the peak: of what our own tile does on data in the
+nearest cache, on as many threads, measured in the same process before each table. It stands above the table for one
+thread too: where two reach well below twice as much, other work holds a core, the share is too high, and engines whose
+threads wait for each other look slower than they are. The last lines are geometric means.
+
+--out writes all tables to peers.md, and the ratios as bars to peers.png.
 """
 
 from __future__ import annotations
@@ -16,13 +24,27 @@ import argparse
 import importlib.util
 import io
 import json
+import math
 import os
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from pathlib import Path
 
-SHAPES = [
+from engines import ENGINES, GATES, can, operations
+
+WORK = ("train", "infer", "step", "zaremba")
+
+# ------------------------------------------------------------------ shapes: T, B, I, H
+
+
+def square(*sizes):
+    """Shapes whose input is as wide as their state."""
+    return [(T, B, H, H) for T, B, H in sizes]
+
+
+ANCHORS = [
     (35, 32, 64, 256),
     (35, 20, 192, 192),
     (100, 64, 64, 128),
@@ -31,110 +53,39 @@ SHAPES = [
     (50, 16, 512, 512),
     (50, 256, 64, 64),
 ]
-D2L = (35, 32, 28, 256)  # T, B, vocabulary, H
-WORK = ("train", "infer", "step")
-CELLS = ("LSTM", "GRU", "RNN")
+# rnn_problems.h and the server inference of Baidu's DeepBench, in part.
+DEEPBENCH = {
+    "train": {
+        "LSTM": square((25, 16, 512), (25, 128, 512), (25, 16, 1024), (25, 128, 1024), (150, 16, 256), (150, 64, 256),
+                       (50, 8, 1536)),
+        "GRU": square((1, 32, 512), (1500, 32, 1024)),
+        "RNN": square((50, 16, 1760)),
+    },
+    "infer": {"LSTM": square((25, 1, 512), (25, 2, 512), (25, 4, 512))},
+}  # fmt: skip
 
 
-# ------------------------------------------------------------------ engines: a function for every case
+def onednn(framework_batches, gnmt_batch):
+    """From oneDNN's tests/benchdnn/inputs/rnn: the cases named after PyTorch and PaddlePaddle, GNMT's encoder.
+
+    The layers of 256 run in both directions there, here in one.
+    """
+    frameworks = square(*zip((50, 629), framework_batches, (500, 128)))
+    gnmt = square(*((T, gnmt_batch, H) for H in (512, 256) for T in range(10, 71, 10)))
+    return {"LSTM": frameworks + gnmt, "GRU": frameworks, "RNN": frameworks}
 
 
-def nbrnn_case(work, cell, shape, dtype, threads):
-    import numpy as np
-
-    import nbrnn
-
-    nbrnn.set_num_threads(threads)
-    T, B, I, H = shape
-    rng = np.random.default_rng(0)
-    if work == "step":
-        model = nbrnn.Sequential(getattr(nbrnn, cell)(I, H, dtype=dtype), nbrnn.Linear(H, I, dtype=dtype))
-        trainer = nbrnn.Trainer(model, nbrnn.CrossEntropy(), nbrnn.SGD(1.0), clip_norm=1.0)
-        x, target = rng.integers(0, I, (2, T, B))
-        return lambda: trainer.step(x, target)
-    layer = getattr(nbrnn, cell)(I, H, dtype=dtype)
-    x, dy = (rng.standard_normal((T, B, size)).astype(dtype) for size in (I, H))
-    if work == "infer":
-        return lambda: layer(x)
-    grads = nbrnn.Parameters.zeros(layer.params.shapes, layer.dtype)
-
-    def train():
-        layer.params.flat[0] += 1e-6  # as after an update: nothing packed may be used again
-        _, _, pullback = layer.vjp(x)
-        pullback(dy, out=grads)
-
-    return train
-
-
-def torch_case(work, cell, shape, dtype, threads):
-    import torch
-    from torch.nn import functional as F
-
-    torch.set_num_threads(threads)
-    T, B, I, H = shape
-    kind = getattr(torch, dtype)
-    layer = getattr(torch.nn, cell)(I, H, dtype=kind)
-    if work == "step":
-        head = torch.nn.Linear(H, I, dtype=kind)
-        params = [*layer.parameters(), *head.parameters()]
-        optimizer = torch.optim.SGD(params, 1.0)
-        tokens, target = torch.randint(0, I, (2, T, B))
-
-        def step():
-            optimizer.zero_grad()
-            logits = head(layer(F.one_hot(tokens, I).to(kind))[0])
-            F.cross_entropy(logits.reshape(-1, I), target.reshape(-1)).backward()
-            torch.nn.utils.clip_grad_norm_(params, 1.0)
-            optimizer.step()
-
-        return step
-    x = torch.randn(T, B, I, dtype=kind, requires_grad=work == "train")
-    dy = torch.randn(T, B, H, dtype=kind)
-
-    def infer():
-        with torch.inference_mode():
-            layer(x)
-
-    def train():
-        layer.zero_grad(set_to_none=False)
-        x.grad = None
-        layer(x)[0].backward(dy)
-
-    return train if work == "train" else infer
-
-
-def onnxruntime_case(work, cell, shape, dtype, threads):
-    """Inference in float32 only: that is what it has."""
-    if work != "infer" or dtype != "float32":
-        return None
-    import numpy as np
-    import onnx
-    import onnxruntime
-    from onnx import TensorProto, helper
-
-    T, B, I, H = shape
-    G = {"LSTM": 4, "GRU": 3, "RNN": 1}[cell]
-    rng = np.random.default_rng(0)
-    weights = {"W": (1, G * H, I), "R": (1, G * H, H), "b": (1, 2 * G * H)}
-    tensors = [
-        onnx.numpy_helper.from_array((rng.standard_normal(size) * 0.05).astype("f4"), name)
-        for name, size in weights.items()
-    ]
-    options = {"linear_before_reset": 1} if cell == "GRU" else {}
-    node = helper.make_node(cell, ["X", *weights], ["Y"], hidden_size=H, **options)
-    x = helper.make_tensor_value_info("X", TensorProto.FLOAT, (T, B, I))
-    y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, (T, 1, B, H))
-    graph = helper.make_graph([node], "layer", [x], [y], tensors)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 14)], ir_version=8)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = threads
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
-    session = onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    data = {"X": rng.standard_normal((T, B, I)).astype("f4")}
-    return lambda: session.run(None, data)
-
-
-ENGINES = {"nbrnn": nbrnn_case, "torch": torch_case, "onnxruntime": onnxruntime_case}
+# set: work: cell: shapes
+SETS = {
+    "anchors": dict.fromkeys(("train", "infer"), dict.fromkeys(GATES, ANCHORS)),
+    "deepbench": DEEPBENCH,
+    "onednn": {"train": onednn((64, 128), 128), "infer": onednn((1, 1), 1)},
+}
+# The same in every set; I is the vocabulary.
+MODELS = {
+    "step": {cell: [(35, 32, 28, 256)] for cell in GATES},
+    "zaremba": {"LSTM": [(20, 20, 10_000, 200), (35, 20, 10_000, 650)]},
+}
 
 
 # ------------------------------------------------------------------ a process for each engine
@@ -173,51 +124,132 @@ class Engine:
     def ask(self, **request):
         self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
-        return json.loads(self.process.stdout.readline())
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise RuntimeError(f"{self.name}: its process ended on {request}")
+        return json.loads(answer)
+
+    def close(self):
+        self.process.stdin.close()
+        self.process.wait()
 
 
 def compare(engines, case, rounds):
     """{engine: (best, median)} in milliseconds."""
-    able = [engine for engine in engines if engine.ask(case=case)]
-    times = {engine.name: [] for engine in able}
+    times = {engine.name: [] for engine in engines}
+    for engine in engines:
+        engine.ask(case=case)
     for _ in range(rounds):
-        for engine in able:
+        for engine in engines:
             time.sleep(0.05)  # the last engine's threads stop spinning
             times[engine.name] += engine.ask(seconds=0.08)
     return {name: (1e3 * min(t), 1e3 * sorted(t)[len(t) // 2]) for name, t in times.items()}
 
 
-# ------------------------------------------------------------------ the table
+def peak_of(engine, dtype, threads):
+    """The operations per second of nbrnn's tile."""
+    from peak import peak_operations
+
+    engine.ask(case=("peak", None, None, dtype, threads))
+    return peak_operations(dtype, threads) / min(engine.ask(seconds=0.5))
 
 
-def print_table(work, cells, shapes, engines, dtype, threads, rounds):
-    """One Markdown table; the ratios of the fastest other engine to nbrnn, by best and median."""
+# ------------------------------------------------------------------ tables and chart
+
+
+class Report:
+    """What is printed, and kept for files.
+
+    Attributes
+    ----------
+    lines : list of str
+    ratios : dict
+        For each dtype and number of threads, the cases: label, ratio by best, ratio by median.
+    peaks : dict
+        For each dtype and number of threads, the most operations per second measured so far.
+    """
+
+    def __init__(self):
+        self.lines, self.ratios, self.peaks = [], defaultdict(list), defaultdict(float)
+
+    def say(self, line=""):
+        print(line, flush=True)
+        self.lines.append(line)
+
+    def row(self, *cells):
+        self.say(f"| {' | '.join(cells)} |")
+
+    def peak(self, engine, dtype, threads):
+        """Measure the peak again; the best so far, and a note."""
+        notes = []
+        for count in sorted({1, threads}):
+            self.peaks[dtype, count] = max(self.peaks[dtype, count], peak_of(engine, dtype, count))
+            notes.append(f"{self.peaks[dtype, count] / 1e9:.0f} (threads: {count})")
+        return self.peaks[dtype, threads], f"FMA peak in GFLOP/s: {', '.join(notes)}"
+
+    def save(self, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "peers.md").write_text("\n".join(self.lines).strip() + "\n")
+        save_chart(self.ratios, folder / "peers.png")
+
+
+def add_table(report, work, shapes, engines, dtype, threads, rounds):
+    """One Markdown table; shapes: for each cell."""
+    peak, note = report.peak(engines[0], dtype, threads)
+    report.say(f"\n{work}, {dtype}, threads: {threads}, best (median) in ms; {note}\n")
     names = [engine.name for engine in engines]
-    print(f"\n{work}, {dtype}, {threads} threads: best (median) in ms\n")
-    print("| case | " + " | ".join(names) + " | ratio, best | ratio, median |")
-    print("| --- |" + " ---: |" * (len(names) + 2))
-    for cell in cells:
+    report.row("case", *names, "ratio, best", "ratio, median", "GFLOP/s", "of peak")
+    report.row("---", *["---:"] * (len(names) + 4))
+    for cell in shapes:
         ratios = []
-        for shape in shapes:
+        for shape in shapes[cell]:
             found = compare(engines, (work, cell, shape, dtype, threads), rounds)
-            columns = ["{:.2f} ({:.2f})".format(*found[name]) if name in found else "-" for name in names]
-            ours = found.pop("nbrnn")
-            ratios.append([min(other[n] for other in found.values()) / ours[n] for n in (0, 1)])
-            label = f"{cell} " + ",".join(map(str, shape))
-            print(f"| {label} | {' | '.join(columns)} | {ratios[-1][0]:.2f} | {ratios[-1][1]:.2f} |", flush=True)
-            if work == "step":
-                T, B = shape[:2]
-                print(f"| tokens/s | {T * B / ours[0] * 1e3:,.0f} | " + " | ".join(
-                    f"{T * B / best * 1e3:,.0f}" for best, _ in found.values()) + " | | |")  # fmt: skip
-        best, median = (geometric_mean(column) for column in zip(*ratios))
-        print(f"| {cell}, geometric mean |{' |' * len(names)} {best:.2f} | {median:.2f} |", flush=True)
+            columns = ["{:.2f} ({:.2f})".format(*times) for times in found.values()]
+            ours, *others = found.values()
+            ratios.append([min(other[n] for other in others) / ours[n] for n in (0, 1)])
+            best, median = ratios[-1]
+            label, speed = f"{cell} {','.join(map(str, shape))}", operations(work, cell, shape) / ours[0] * 1e3
+            report.row(label, *columns, f"{best:.2f}", f"{median:.2f}", f"{speed / 1e9:.1f}", f"{speed / peak:.0%}")
+            report.ratios[dtype, threads].append((f"{work} {label}", best, median))
+            if work in MODELS:
+                tokens = 1e3 * shape[0] * shape[1]
+                report.row("tokens/s", *(f"{tokens / times[0]:,.0f}" for times in found.values()), *[""] * 4)
+        means = [f"{geometric_mean(column):.2f}" for column in zip(*ratios)]
+        report.row(f"{cell}, geometric mean", *[""] * len(names), *means, "", "")
 
 
 def geometric_mean(values):
-    product = 1.0
-    for value in values:
-        product *= value
-    return product ** (1.0 / len(values))
+    return math.prod(values) ** (1 / len(values))
+
+
+def save_chart(ratios, path):
+    """Bars of the ratios by best, a dot for those by median; a panel for each dtype and number of threads."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot, ticker
+
+    size = 6 * len(ratios), 1.5 + 0.22 * max(map(len, ratios.values()))
+    figure, panels = pyplot.subplots(1, len(ratios), figsize=size, squeeze=False, layout="constrained")
+    for panel, ((dtype, threads), cases) in zip(panels[0], ratios.items()):
+        labels, best, median = zip(*cases)
+        places = range(len(cases))
+        colors = ["tab:blue" if ratio >= 1 else "tab:red" for ratio in best]
+        panel.set_xscale("log")  # half and twice the time are as far from 1
+        panel.barh(places, [ratio - 1 for ratio in best], left=1.0, color=colors)
+        panel.plot(median, places, "k.", markersize=4)
+        panel.axvline(1.0, color="black", linewidth=1)
+        panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_formatter(ticker.NullFormatter())
+        panel.set_yticks(places, [f"{label}: {ratio:.2f}" for label, ratio in zip(labels, best)], fontsize=7)
+        panel.set_ylim(len(cases) - 0.4, -0.6)
+        panel.set_xlabel("time of the fastest other engine / time of nbrnn: best (bar), median (dot)", fontsize=8)
+        panel.set_title(f"{dtype}, threads: {threads}", fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+# ------------------------------------------------------------------ command line
 
 
 def shape_of(text):
@@ -226,28 +258,52 @@ def shape_of(text):
     return T, B, I, H
 
 
-def main():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    others = [name for name in ENGINES if name != "nbrnn"]
+    installed = [name for name in others if importlib.util.find_spec(name)]
     parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
-    parser.add_argument("--cells", nargs="+", choices=CELLS, default=CELLS)
-    parser.add_argument("--shapes", nargs="+", type=shape_of, metavar="T,B,I,H")
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
-    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1))
-    parser.add_argument("--engines", nargs="+", choices=list(ENGINES)[1:], help="default: those installed")
+    parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES))
+    parser.add_argument("--set", choices=SETS, default="anchors", help="shapes of train and infer")
+    parser.add_argument("--shapes", nargs="+", type=shape_of, metavar="T,B,I,H", help="these instead, in all work")
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "float64"), default=["float32"])
+    parser.add_argument("--threads", nargs="+", type=int, default=[min(2, os.cpu_count() or 1)])
+    parser.add_argument("--engines", nargs="+", choices=others, default=installed, help="default: those installed")
     parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write peers.md and peers.png")
     parser.add_argument("--serve", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.engines:
+        parser.error("no other engine is installed: pip install '.[bench]'")
+    return args
+
+
+def shapes_for(args, work):
+    """{cell: shapes} of the chosen cells that have some."""
+    chosen = (SETS[args.set] | MODELS)[work]
+    return {cell: args.shapes or chosen[cell] for cell in args.cells if cell in chosen}
+
+
+def main():
+    args = arguments()
     if args.serve:
         serve(ENGINES[args.serve])
         return
-    others = args.engines or [name for name in list(ENGINES)[1:] if importlib.util.find_spec(name)]
-    if not others:
-        parser.error("no other engine is installed: pip install '.[bench]'")
-    engines = [Engine(name) for name in ("nbrnn", *others)]
-    for work in args.work:
-        able = [e for e in engines if work == "infer" or e.name != "onnxruntime"]
-        shapes = args.shapes or ([D2L] if work == "step" else SHAPES)
-        print_table(work, args.cells, shapes, able, args.dtype, args.threads, args.rounds)
+    report = Report()
+    for threads in args.threads:
+        engines = [Engine(name) for name in ("nbrnn", *args.engines)]
+        for dtype in args.dtype:
+            for work in args.work:
+                able = [engine for engine in engines if can(engine.name, work, dtype)]
+                shapes = shapes_for(args, work)
+                if len(able) > 1 and shapes:
+                    add_table(report, work, shapes, able, dtype, threads, args.rounds)
+        for engine in engines:
+            engine.close()
+    if not report.lines:
+        sys.exit("nothing to compare: no other engine does this work in this dtype, or the set has no such cell")
+    if args.out:
+        report.save(args.out)
 
 
 if __name__ == "__main__":
