@@ -7,7 +7,7 @@
 
 Each engine works in a process of its own, so that no two thread pools share one, and the rounds go around the engines
 in turn: on a busy machine only the ratios of one run mean something. PyTorch, ONNX Runtime, OpenVINO and JAX take part
-where they are installed, in the work they can do; `engines.py` says what a case is, and how threads are set.
+where they are installed, in the work they can do; `nbrnn/bench/engines.py` says what a case is and how threads are set.
 
 A row shows each engine's best and median time in milliseconds, the ratio of the fastest other engine to nbrnn, by best
 and by median, the useful GFLOP/s of our best time, and its share of the peak: of what our own tile does on data in the
@@ -21,18 +21,17 @@ threads wait for each other look slower than they are. The last lines are geomet
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import io
-import json
 import math
 import os
-import subprocess
 import sys
-import time
 from collections import defaultdict
 from pathlib import Path
 
-from engines import ENGINES, GATES, can, operations
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))  # the sources, installed or not
+
+from nbrnn.bench.engines import ENGINES, GATES, can, operations  # noqa: E402
+from nbrnn.bench.processes import Engine, compare, installed, serve  # noqa: E402, F401  (serve is for the others)
 
 WORK = ("train", "infer", "step", "zaremba")
 
@@ -88,67 +87,12 @@ MODELS = {
 }
 
 
-# ------------------------------------------------------------------ a process for each engine
-
-
-def serve(make_case):
-    """Answer requests on standard input: set up a case, time it for a while, or call it for its own results."""
-    answers, sys.stdout = sys.stdout, io.StringIO()
-    call = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        if "case" in request:
-            call = make_case(*request["case"])
-            for _ in range(3 if call else 0):
-                call()
-            answer = call is not None
-        elif "results" in request:
-            answer = call()
-        else:
-            answer, stop = [], time.perf_counter() + request["seconds"]
-            while not answer or time.perf_counter() < stop:
-                start = time.perf_counter()
-                call()
-                answer.append(time.perf_counter() - start)
-        print(json.dumps(answer), file=answers, flush=True)
-
-
-class Engine:
-    """A process that serves one engine, by a script that takes --serve."""
-
-    def __init__(self, name, script=__file__):
-        self.name = name
-        command = [sys.executable, script, "--serve", name]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-
-    def ask(self, **request):
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise RuntimeError(f"{self.name}: its process ended on {request}")
-        return json.loads(answer)
-
-    def close(self):
-        self.process.stdin.close()
-        self.process.wait()
-
-
-def compare(engines, case, rounds):
-    """{engine: (best, median)} in milliseconds."""
-    times = {engine.name: [] for engine in engines}
-    for engine in engines:
-        engine.ask(case=case)
-    for _ in range(rounds):
-        for engine in engines:
-            time.sleep(0.05)  # the last engine's threads stop spinning
-            times[engine.name] += engine.ask(seconds=0.08)
-    return {name: (1e3 * min(t), 1e3 * sorted(t)[len(t) // 2]) for name, t in times.items()}
+# ------------------------------------------------------------------ the peak
 
 
 def peak_of(engine, dtype, threads):
     """The operations per second of nbrnn's tile."""
-    from peak import peak_operations
+    from nbrnn.bench.peak import peak_operations
 
     engine.ask(case=("peak", None, None, dtype, threads))
     return peak_operations(dtype, threads) / min(engine.ask(seconds=0.5))
@@ -261,17 +205,15 @@ def shape_of(text):
 def arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     others = [name for name in ENGINES if name != "nbrnn"]
-    installed = [name for name in others if importlib.util.find_spec(name)]
     parser.add_argument("--work", nargs="+", choices=WORK, default=WORK)
     parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES))
     parser.add_argument("--set", choices=SETS, default="anchors", help="shapes of train and infer")
     parser.add_argument("--shapes", nargs="+", type=shape_of, metavar="T,B,I,H", help="these instead, in all work")
     parser.add_argument("--dtype", nargs="+", choices=("float32", "float64"), default=["float32"])
     parser.add_argument("--threads", nargs="+", type=int, default=[min(2, os.cpu_count() or 1)])
-    parser.add_argument("--engines", nargs="+", choices=others, default=installed, help="default: those installed")
+    parser.add_argument("--engines", nargs="+", choices=others, default=installed(), help="default: those installed")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write peers.md and peers.png")
-    parser.add_argument("--serve", choices=ENGINES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if not args.engines:
         parser.error("no other engine is installed: pip install '.[bench]'")
@@ -286,9 +228,6 @@ def shapes_for(args, work):
 
 def main():
     args = arguments()
-    if args.serve:
-        serve(ENGINES[args.serve])
-        return
     report = Report()
     for threads in args.threads:
         engines = [Engine(name) for name in ("nbrnn", *args.engines)]
@@ -307,5 +246,4 @@ def main():
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

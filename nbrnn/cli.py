@@ -3,6 +3,7 @@
     nbrnn train [TEXT...]        train a language model; without TEXT, on the Python language reference
     nbrnn generate MODEL         let a model write
     nbrnn evaluate MODEL TEXT    perplexity and bits per character of a text
+    nbrnn bench                  the speed of this machine, against other engines where there are any
     nbrnn info                   versions, vector instructions, threads, the cache of compiled code
     nbrnn cells                  the recurrent cells: gates, states, parameters, source
     nbrnn warmup [CELL...]       compile now, so that later runs start at once
@@ -146,6 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_generate(commands)
     _add_evaluate(commands)
+    bench = commands.add_parser("bench", help="the speed of this machine, against other engines where there are any")
+    bench.add_argument("--threads", type=_number(int, 1), metavar="N", help="threads (default: all)")
+    bench.set_defaults(run=_bench)
     info = commands.add_parser("info", help="versions, vector instructions, threads, cache")
     info.set_defaults(run=_info)
     cells = commands.add_parser("cells", help="the recurrent cells: gates, states, parameters, source")
@@ -400,6 +404,24 @@ def _info(options: argparse.Namespace) -> int:
     }
     for name, value in rows.items():
         print(f"{name:<15}{value}")
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from contextlib import ExitStack
+
+    from nbrnn import __version__, get_num_threads
+    from nbrnn.bench.processes import Engine, installed
+    from nbrnn.bench.report import report
+
+    threads = options.threads or get_num_threads()
+    if threads > get_num_threads():
+        raise ValueError(f"--threads: expected 1 to {get_num_threads()}, got {threads}")
+    print(f"nbrnn {__version__}; this takes less than a minute, or one more where nothing is compiled yet", flush=True)
+    with ExitStack() as stack:
+        engines = [stack.enter_context(Engine(name)) for name in ("nbrnn", *installed())]
+        for line in report(engines, threads):
+            print(line, flush=True)
     return 0
 
 

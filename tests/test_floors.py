@@ -10,7 +10,17 @@ import nbrnn
 from nbrnn.cells.cell import CELLS
 
 ROOT = Path(nbrnn.__file__).parent
-FLOORS = {"kernels": 0, "cells": 1, "data": 1, "layers": 2, "training": 3, "text": 4, "cli": 5, "__main__": 6}
+FLOORS = {
+    "kernels": 0,
+    "cells": 1,
+    "data": 1,
+    "layers": 2,
+    "training": 3,
+    "text": 4,
+    "bench": 5,
+    "cli": 6,
+    "__main__": 7,
+}
 # The public names come from every floor but the command line.
 FILES = [path for path in sorted(ROOT.rglob("*.py")) if path != ROOT / "__init__.py"]
 NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]

@@ -1,4 +1,4 @@
-"""The most FMAs that nbrnn's own tile does on this machine: the ceiling for the shares that peers.py prints.
+"""The most FMAs that nbrnn's own tile does on this machine: the ceiling for the shares that are reported.
 
 Every shard repeats one small product on its own rows, with all data in its core's nearest cache, inside a single
 parallel region: no memory, no packing, no waiting.

@@ -1,7 +1,9 @@
-"""What each engine of peers.py does in a case: a function for each engine, which returns the call to be timed.
+"""What each engine does in a case: a function for each engine, which returns the call to be timed.
 
 A case is (work, cell, shape, dtype, threads), its shape T,B,I,H; in `step` and `zaremba`, I is the vocabulary.
 
+    peak     nbrnn alone: the most FMAs of its tile
+    stream   nbrnn alone: one step of an LSTM at batch 1; of its shape, I and H count
     train    forward and backward of a layer, gradients of parameters and input for given gradients of the output
     infer    forward of a layer
     step     a whole training step of the language model of d2l.ai: one-hot tokens, a layer, a linear one, cross
@@ -56,11 +58,14 @@ def nbrnn_case(work, cell, shape, dtype, threads):
 
     nbrnn.set_num_threads(threads)
     if work == "peak":
-        from peak import peak_call
+        from nbrnn.bench.peak import peak_call
 
         return peak_call(dtype, threads)
     T, B, I, H = shape
     rng = np.random.default_rng(0)
+    if work == "stream":
+        session, x = nbrnn.LSTM(I, H, dtype=dtype).stream(), np.zeros((1, I), dtype)
+        return lambda: session.step(x)
     if work in ("step", "zaremba"):
         trainer = nbrnn_trainer(work, cell, I, H, dtype)
         x, target = rng.integers(0, I, (2, T, B))
