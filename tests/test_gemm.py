@@ -12,6 +12,8 @@ from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kern
 SIZES = (1, 7, 33, 100, 1000)
 # One dimension takes every size while the others stay small: rows, depth, columns.
 SHAPES = [(size, 5, 9) for size in SIZES] + [(6, size, 40) for size in SIZES] + [(7, 11, size) for size in SIZES]
+# And what is larger than caches: depth and columns taken in pieces, a gradient in several blocks
+SHAPES += [(60, 2500, 70), (50, 40, 5000), (300, 1100, 500)]
 SHAPE = pytest.mark.parametrize(("M", "K", "N"), SHAPES, ids=str)
 SHARDS = (1, 2, 5)
 KERNELS = {gemm.multiply: product_kernel, gemm.gradient: outer_kernel, gemm.gradient_with_tokens: outer_kernel}
@@ -256,6 +258,16 @@ def test_runs_cover_every_row_once(rows, dtype):
     np.testing.assert_array_equal(covered, 5 + np.arange(rows))
     assert runs[:, 2].max() <= panel_width(4, dtype)
     np.testing.assert_array_equal(runs[:, 0] - 3, runs[:, 1] - 5)
+
+
+@DTYPES
+@pytest.mark.parametrize(("M", "V", "N"), [(0, 3, 5), (1, 1, 1), (50, 7, 33), (20, 1000, 16)])
+def test_sum_rows_is_the_scatter_of_rows(M, V, N, dtype):
+    dy, tokens = normal(M, N, dtype=dtype), np.random.default_rng(0).integers(0, V, M)
+    (out,) = on_shards(gemm.sum_rows, untouched((V, N), dtype=dtype), dy, tokens)
+    want = np.zeros((V, N), dtype)
+    np.add.at(want, tokens, dy)
+    np.testing.assert_array_equal(out, want)
 
 
 # ------------------------------------------------------------------ comparison

@@ -16,7 +16,9 @@ from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, 
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
 
 ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 6 or 8
+PIECE, GROUP = 1 << 16, 3 << 16  # numbers of a panel, and of several, that stay in the second cache for all rows
 DEPTH = 128  # steps of depth for which a block of both factors stays in the nearest cache
+LARGE, SPAN = 1 << 19, 32  # numbers of a gradient that is too large for the second cache, panels that are not
 
 
 def panels(columns: int, dtype: object) -> int:
@@ -134,6 +136,19 @@ def take_rows(s, shards, x, rows, out):
             store(pointer(out, n * N + c), load(pointer(x, max(row, 0) * N + c), N - c if row >= 0 else 0), N - c)
 
 
+@sharded
+def sum_rows(s, shards, dy, tokens, out):
+    """out[n] = the sum, in their order, of the rows of dy whose token is n; dy: [M, N], tokens: [M], out: [V, N]."""
+    V, N = out.shape
+    W, lo, hi = lanes_of(pointer(out, 0)), V * s // shards, V * (s + 1) // shards
+    out[lo:hi] = 0.0
+    for m in range(len(tokens)):
+        if lo <= tokens[m] < hi:
+            row = pointer(out, tokens[m] * N)
+            for c in range(0, N, W):
+                store(shift(row, c), load(shift(row, c), N - c) + load(pointer(dy, m * N + c), N - c), N - c)
+
+
 # ------------------------------------------------------------------ rows by panels
 
 
@@ -153,18 +168,32 @@ def multiply(s, shards, kernel, a, first, step, depth, packed, start, out):
         lo, hi = M * s // shards, M * (s + 1) // shards
     else:
         j0, j1 = J * s // shards, J * (s + 1) // shards
-    for row in range(lo, hi, ROWS):
-        rows = min(ROWS, hi - row)
-        for j in range(j0, j1):
-            c = pointer(out, row * N + j * P)
-            columns = min(P, N - j * P)
-            for n in range(K // depth):
-                left = pointer(a, row * lda + first + n * step)
-                b = pointer(packed, (j * K + n * depth) * P)
-                if n == 0:
-                    product(kernel, left, lda, b, depth, pointer(start, j * P), 0, c, N, rows, columns)
-                else:
-                    product(kernel, left, lda, b, depth, c, N, c, N, rows, columns)
+    # Pieces that are taken at once, the part of each, and panels that are taken at once
+    pieces, part = max(1, PIECE // (P * max(1, depth))), min(depth, PIECE // P)
+    group = max(1, GROUP // (P * max(1, min(K, pieces * part))))
+    for n0 in range(0, K // depth, pieces):
+        n1 = min(n0 + pieces, K // depth)
+        for k0 in range(0, depth, part):
+            k1 = min(k0 + part, depth)
+            for g0 in range(j0, j1, group):
+                here = n0, n1, k0, k1, g0, min(g0 + group, j1)
+                for row in range(lo, hi, ROWS):
+                    _multiply_block(kernel, a, first, step, depth, packed, start, out, row, min(ROWS, hi - row), here)
+
+
+@jitable
+def _multiply_block(kernel, a, first, step, depth, packed, start, out, row, rows, here):
+    """Some rows of `multiply` by the part from k0 to k1 of some pieces of some panels."""
+    (n0, n1, k0, k1, g0, g1), (_, K, P), lda, N = here, packed.shape, a.shape[1], out.shape[1]
+    for j in range(g0, g1):
+        c, columns = pointer(out, row * N + j * P), min(P, N - j * P)
+        for n in range(n0, n1):
+            left = pointer(a, row * lda + first + n * step + k0)
+            b = pointer(packed, (j * K + n * depth + k0) * P)
+            if n == 0 and k0 == 0:
+                product(kernel, left, lda, b, k1 - k0, pointer(start, j * P), 0, c, N, rows, columns)
+            else:
+                product(kernel, left, lda, b, k1 - k0, c, N, c, N, rows, columns)
 
 
 # ------------------------------------------------------------------ weight gradients
@@ -181,8 +210,12 @@ def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add
     kernel: `outer_kernel`; x: rows of N numbers, `ldx` apart, from element `offset` of the array on; rows: [M], which
     of them stand beside the rows of dy, empty: the first M.
     """
-    scratch = _scratch(dy, dw)
-    for k in range(0, max(1, len(dy)), DEPTH):
+    # Where dw is too large for the second cache, each part of it takes several blocks before the next part does.
+    P = VECTORS * lanes_of(pointer(dy, 0))
+    blocks = (dw.shape[1] + P - 1) // P
+    span = 1 if dw.size <= LARGE else max(1, SPAN // max(1, blocks))
+    scratch = _scratch(dy, blocks, span)
+    for k in range(0, max(1, len(dy)), DEPTH * span):
         _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
 
 
@@ -194,7 +227,9 @@ def gradient_with_tokens(
 
     tokens: [M] integers in [0, N).
     """
-    scratch, sums, places = _scratch(dy, dw), *_token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
+    P = VECTORS * lanes_of(pointer(dy, 0))
+    scratch = _scratch(dy, (dw.shape[1] + P - 1) // P, 1)
+    sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
         _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
         _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
@@ -202,25 +237,28 @@ def gradient_with_tokens(
 
 
 @jitable
-def _scratch(dy, dw):
-    """Room for a block of both factors in panels: [DEPTH, P] and [blocks, DEPTH, P]."""
+def _scratch(dy, blocks, span):
+    """Room for a block of dy, and for `span` blocks of x in panels: [DEPTH, P] and [span, blocks, DEPTH, P]."""
     P = VECTORS * lanes_of(pointer(dy, 0))
-    return np.empty((DEPTH, P), dy.dtype), np.empty(((dw.shape[1] + P - 1) // P, DEPTH, P), dy.dtype)
+    return np.empty((DEPTH, P), dy.dtype), np.empty((span, blocks, DEPTH, P), dy.dtype)
 
 
 @jitable
 def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch):
-    """Add what DEPTH rows of dy give, k before the end: all runs find them in a near cache, put there by the first."""
+    """Add what some blocks of DEPTH rows of dy give, k before the end: all runs find them in a near cache, put there by
+    the first."""
     left, right = scratch
-    blocks, P, N = right.shape[0], right.shape[2], dw.shape[1]
+    span, blocks, _, P = right.shape
+    N = dw.shape[1]
     piece, step = (P, P) if piece == 0 else (piece, step)
     # By rows of dw where there are enough of them, else also by columns.
     parts = 1 if len(runs) >= 2 * shards else min(shards, blocks)
     tasks = len(runs) * parts
     first, last = tasks * s // shards, tasks * (s + 1) // shards
-    depth = min(DEPTH, len(dy) - k)
-    if first < last:
-        _gather_panels(x, offset, ldx, rows, len(dy) - k, depth, N, right)
+    stop = min(len(dy), k + DEPTH * span)
+    for k0 in range(k, stop if first < last else k, DEPTH):
+        depth = min(DEPTH, stop - k0)
+        _gather_panels(x, offset, ldx, rows, len(dy) - k0, depth, N, right[(k0 - k) // DEPTH])
     for task in range(first, last):
         column, row, count = runs[task // parts]
         part = task % parts
@@ -228,10 +266,12 @@ def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece,
         if k == 0 and not add:
             _clear_rows(dw, row, count, n0, n1)
             _clear(pointer(db, row), count if part == 0 else 0)
-        _gather(dy, k, depth, column, count, piece, step, left, db, row, part == 0)
-        for n in range(n0, n1, P):
-            c, b = pointer(dw, row * N + n), pointer(right, n * DEPTH)
-            outer(kernel, pointer(left, 0), P, b, depth, c, N, count, min(P, n1 - n))
+        for k0 in range(k, stop, DEPTH):
+            depth, block = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH]
+            _gather(dy, k0, depth, column, count, piece, step, left, db, row, part == 0)
+            for n in range(n0, n1, P):
+                c, b = pointer(dw, row * N + n), pointer(block, n * DEPTH)
+                outer(kernel, pointer(left, 0), P, b, depth, c, N, count, min(P, n1 - n))
 
 
 @jitable

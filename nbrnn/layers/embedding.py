@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from nbrnn.kernels import gemm
+from nbrnn.kernels.jit import run
+from nbrnn.kernels.schedule import shards_for
 from nbrnn.layers.initialise import Seed, generator
 from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_size, check_tokens
 
@@ -55,8 +58,7 @@ class Embedding(Pointwise):
 
         def back(dy, grads):
             dy = check_floats("dy", dy, self.dtype, y.shape).reshape(-1, self.embedding_dim)
-            grads["weight"][...] = 0.0
-            np.add.at(grads["weight"], x.ravel(), dy)
+            run(gemm.sum_rows, shards_for(grads["weight"].size), dy, x.reshape(-1), grads["weight"])
 
         return y, back
 
