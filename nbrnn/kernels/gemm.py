@@ -160,9 +160,7 @@ def multiply(s, shards, kernel, a, first, step, depth, packed, start, out):
     `step` apart, from column `first` on;
     packed: [J, K, P], K a whole number of pieces; start: [J P], a row added to every row; out: [M, N].
     """
-    M, lda = a.shape
-    N = out.shape[1]
-    J, K, P = packed.shape
+    M, (J, K, P) = len(a), packed.shape
     lo, hi, j0, j1 = 0, M, 0, J
     if M >= 8 * shards:
         lo, hi = M * s // shards, M * (s + 1) // shards
