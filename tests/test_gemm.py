@@ -270,25 +270,33 @@ def test_sum_rows_is_the_scatter_of_rows(M, V, N, dtype):
     np.testing.assert_array_equal(out, want)
 
 
-# ------------------------------------------------------------------ comparison
+# ------------------------------------------------------------------ fingerprints
 
 
 @DTYPES
 @pytest.mark.parametrize("size", [*SIZES, 5000])
-def test_compare_sees_one_bit_anywhere(size, dtype):
+def test_a_fingerprint_shows_one_bit_anywhere(size, dtype):
     a = normal(size, dtype=dtype)
     a[0] = np.nan
-    for shards in SHARDS:
-        different = np.ones(shards, np.bool_)
-        gemm.compare.entry(shards, a, a.copy(), different)
-        assert not different.any()
-        for at in {0, size // 3, size // 2, size - 1}:
-            for bit in (0, 8 * a.itemsize - 1):
-                b = a.copy()
-                b.view(f"u{a.itemsize}")[at] ^= np.array(1 << bit, f"u{a.itemsize}")
-                different[:] = False
-                gemm.compare.entry(shards, a, b, different)
-                assert different.sum() == 1
+
+    def fingerprint(a):
+        words = a.view(np.uint32)
+        (found,) = on_shards(
+            gemm.fingerprint, untouched(-(-words.size // len(gemm.FACTORS)), dtype=np.uint64), words, gemm.FACTORS
+        )
+        return found
+
+    known = fingerprint(a)
+    np.testing.assert_array_equal(fingerprint(a.copy()), known)
+    for at in {0, size // 3, size // 2, size - 1}:
+        for bit in (0, 8 * a.itemsize - 1):
+            b = a.copy()
+            b.view(f"u{a.itemsize}")[at] ^= np.array(1 << bit, f"u{a.itemsize}")
+            assert (fingerprint(b) != known).sum() == 1
+    if size > 1:
+        b = a.copy()
+        b[[0, -1]] = b[[-1, 0]]  # a place counts
+        assert (fingerprint(b) != known).any()
 
 
 @DTYPES

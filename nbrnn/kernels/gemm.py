@@ -15,6 +15,7 @@ from nbrnn.kernels.jit import jitable, sharded
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store, store_first
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
 
+FACTORS = np.random.default_rng(0).integers(2**64, size=2048, dtype=np.uint64) | np.uint64(1)  # of fingerprints
 ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 6 or 8
 PIECE, GROUP = 1 << 16, 3 << 16  # numbers of a panel, and of several, that stay in the second cache for all rows
 DEPTH = 128  # steps of depth for which a block of both factors stays in the nearest cache
@@ -364,14 +365,17 @@ def _token_end(s, shards, runs, sums, dw, db):
 
 
 @sharded
-def compare(s, shards, a, b, different):
-    """different[s] = whether shard s of two flat vectors differs in any bit; NaN equals itself."""
-    a, b = a.view(np.uint32), b.view(np.uint32)
-    stop = len(a) * (s + 1) // shards
-    found = np.uint32(0)
-    for start in range(len(a) * s // shards, stop, 1024):
-        for n in range(start, min(start + 1024, stop)):
-            found |= a[n] ^ b[n]
-        if found:
-            break
-    different[s] = found != 0
+def fingerprint(s, shards, words, factors, out):
+    """A number for each block of a vector of 32-bit words, another one where any word of the block is another.
+
+    That is certain where one word differs, since factors are odd; where several do, the sum of their differences, times
+    random numbers of 64 bits, would have to be zero by chance (J. L. Carter and M. N. Wegman, 1979).
+
+    words: [N] of uint32; factors: [block] of uint64; out: [blocks] of uint64.
+    """
+    blocks, block = len(out), len(factors)
+    for b in range(blocks * s // shards, blocks * (s + 1) // shards):
+        here, total = words[b * block : (b + 1) * block], np.uint64(0)
+        for n in range(len(here)):
+            total += np.uint64(here[n]) * factors[n]
+        out[b] = total
