@@ -1,18 +1,16 @@
 """Inference of one layer."""
 
-import nbrnn
-
-from .common import CELLS, SHAPES, THREADS, layer_and_data
+from .common import CELLS, DTYPES, SHAPES, THREADS, Suite, layer_and_data, use_threads
 
 
-class Forward:
-    params = (CELLS, SHAPES, ["float32", "float64"], THREADS)
+class Forward(Suite):
+    params = (CELLS, SHAPES, DTYPES, THREADS)
     param_names = ("cell", "T,B,I,H", "dtype", "threads")
 
-    def setup(self, cell, shape, dtype, threads):
-        nbrnn.set_num_threads(min(threads, nbrnn.get_num_threads()))
+    def prepare(self, cell, shape, dtype, threads):
+        use_threads(threads)
         self.layer, self.x, _ = layer_and_data(cell, shape, dtype)
-        self.layer(self.x)
+        self.warm(self.time_forward)
 
-    def time_forward(self, cell, shape, dtype, threads):
+    def time_forward(self, *params):
         self.layer(self.x)

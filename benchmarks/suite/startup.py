@@ -21,8 +21,9 @@ def run(code, cache=None):
 
 class StartUp:
     timeout = 300
+    repeat = (3, 10, 5.0)
 
-    def setup(self):
+    def setup_cache(self):
         run(STEP)
 
     def time_import(self):
