@@ -7,6 +7,7 @@ import pytest
 from test_tiles import assert_close
 
 import nbrnn
+from nbrnn import cli
 from nbrnn.bench import engines, peak, report
 from nbrnn.bench.processes import Engine, compare
 from nbrnn.kernels.tiles import VECTORS, panel_width, product_kernel
@@ -109,3 +110,13 @@ def test_the_onnx_model_is_the_layer(cell):
 @pytest.mark.parametrize("work", ["train", "infer", "step", "zaremba"])
 def test_torch_does_every_work(work):
     engines.torch_case(work, "LSTM", SHAPE, "float32", 1)()
+
+
+def test_the_command_prints_the_report(monkeypatch, capsys):
+    monkeypatch.setattr("nbrnn.bench.processes.installed", list)
+    monkeypatch.setattr(report, "SHAPE", SHAPE)
+    monkeypatch.setattr(report, "ROUNDS", 1)
+    assert cli.main(["bench", "--threads", "1"]) == 0
+    out = capsys.readouterr().out
+    assert all(words in out for words in ["FMA peak", "one step, LSTM 128", "training step", "inference"])
+    assert [line.split()[0] for line in out.splitlines() if " nbrnn " in line] == [*engines.GATES] * 2

@@ -70,7 +70,7 @@ def same(left, right):
 # ------------------------------------------------------------------ what it does
 
 
-@pytest.mark.parametrize("command", ["", "train", "generate", "evaluate", "info", "warmup"])
+@pytest.mark.parametrize("command", ["", "train", "generate", "evaluate", "bench", "info", "warmup"])
 def test_help_fits_the_screen(command):
     out, _ = nbrnn(*command.split(), "--help")
     assert out.startswith("usage: nbrnn")
@@ -265,6 +265,8 @@ def test_a_training_that_fails_says_so_in_one_line(folder):
         ("evaluate model binary", "binary file"),
         ("evaluate text text", "text: not a checkpoint"),
         ("warmup --dtype float16", "--dtype"),
+        ("bench --threads 0", "--threads"),
+        ("bench --threads 1000", "--threads"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line(folder, model, arguments, words):
