@@ -20,14 +20,21 @@ import numpy as np
 import nbrnn
 from nbrnn.kernels.jit import threading_layer
 
-layer = nbrnn.LSTM(24, 64, dtype="float64", seed=0)
+layer, ctrnn = (kind(24, 64, dtype="float64", seed=0) for kind in (nbrnn.LSTM, nbrnn.CTRNN))
+linear = nbrnn.Linear(24, 7, dtype="float64", seed=0)
+firsts = [np.random.default_rng(n).normal(size=(1, 40, 64)) for n in range(8)]
 xs = [np.random.default_rng(n).normal(size=(30, 40, 24)) for n in range(8)]
 row = np.random.default_rng(9).normal(size=(30, 1, 24))
 
 def work(n):
     y, _, pullback = layer.vjp(xs[n])
     dx, _, grads = pullback(y)
-    return [array.tobytes() for array in (y, dx, grads.flat, layer(xs[n])[0], layer(row)[0])]
+    arrays = [y, dx, grads.flat, layer(xs[n])[0], layer(row)[0]]
+    y, _, pullback = ctrnn.vjp(xs[n], firsts[n])  # whose first states are computed
+    arrays += [y, *pullback(y)[:2], ctrnn(xs[n], firsts[n])[0]]
+    y, _, pullback = linear.vjp(xs[n])
+    arrays += [y, pullback(y)[0], linear(xs[n])[0]]
+    return [array.tobytes() for array in arrays]
 
 nbrnn.set_num_threads(1)
 serial = [work(n) for n in range(8)]

@@ -54,8 +54,6 @@ class Panels:
     back: Back | None = None
     pack: Prepared | None = None
     pack_back: Prepared | None = None
-    front: Prepared | None = None
-    front_back: Prepared | None = None
 
 
 class Carry(NamedTuple):
@@ -87,8 +85,10 @@ class Tape:
     x: np.ndarray | None = None  # [N, I], or tokens [N]
     y: np.ndarray | None = None  # [N + 2 B, D P]
     given: Given | None = None
+    front: Prepared | None = None
     ahead: Prepared | None = None
     back: Prepared | None = None
+    front_back: Prepared | None = None
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ class Direction:
         if panels is None and keep:
             self.pack(params, tape.panels)
         if len(states) < self.layout.states:
-            states = [*self.front(tape.panels, states, given), *states]
+            states = [*self.front(tape, states, given), *states]
         y[start, half] = states[0]
         for out, state in zip(tape.inner, states[1:]):
             out[start if keep else slice(steps.B)] = state
@@ -238,16 +238,16 @@ class Direction:
             tape.panels.own, given, y, tape.inner, tape.middle, tape.gates, tape.counters,
         ))  # fmt: skip
 
-    def front(self, panels: Panels, states: list[np.ndarray], given: Given) -> np.ndarray:
+    def front(self, tape: Tape, states: list[np.ndarray], given: Given) -> np.ndarray:
         """Those states of the scan [., B, P] that stand in front of the cell's and are computed from them."""
         B, H = states[0].shape
         out = np.empty((self.program.hidden, B, H), self.dtype)
         if self.program.hidden:
             states = _stack(states)
-            named = {"states": states, "mask": self._mask(given, states[0]), "out": out}
-            kernel, args = compile_front(self.program.equations)[0], (states, panels.own, named["mask"], out)
-            panels.front = prepare(panels.front, (B,), named, lambda: [stage(kernel, 1, *args)])
-            panels.front.stages.run()
+            own, mask, kernel = tape.panels.own, self._mask(given, states[0]), compile_front(self.program.equations)[0]
+            named = {"states": states, "mask": mask, "out": out}
+            tape.front = prepare(tape.front, (own,), named, lambda: [stage(kernel, 1, states, own, mask, out)])
+            tape.front.stages.run()
         return out
 
     def take(self, steps: Steps, keep: bool, panels: Panels | None) -> Tape:
@@ -442,26 +442,24 @@ class Direction:
         shards, kernel = shards_for(2 * len(dgates) * packed.size), product_kernel(VECTORS, self.dtype)
         return stage(gemm.multiply, shards, kernel, dgates, 0, packing.columns, depth, packed, start, dx)
 
-    def finish(
-        self, grads: Parameters, states: list[np.ndarray], given: Given, panels: Panels, carry: Carry
-    ) -> list[np.ndarray]:
+    def finish(self, grads: Parameters, states: list[np.ndarray], tape: Tape, carry: Carry) -> list[np.ndarray]:
         """The gradients of the cell's own parameters into `grads`, and of its first states.
 
-        states: the first ones of the cell; given: of the first piece. A gradient passes through those states of the
+        states: the first ones of the cell; tape: of the first piece. A gradient passes through those states of the
         scan that were computed from them.
         """
         dstates, hidden = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden
         if hidden:
             states = _stack(states)
-            d, mask, found = _stack(dstates[:hidden]), self._mask(given, states[0]), np.empty_like(states)
+            d, mask, found = _stack(dstates[:hidden]), self._mask(tape.given, states[0]), np.empty_like(states)
             named = {"d": d, "states": states, "mask": mask, "found": found, "down": carry.down}
             kernel = compile_front(self.program.equations)[1]
-            args = d, states, panels.own, mask, found, carry.down
-            key = (states.shape[1],)
-            panels.front_back = prepare(panels.front_back, key, named, lambda: [stage(kernel, 1, *args)])
-            panels.front_back.stages.run()
+            own = tape.panels.own
+            args = d, states, own, mask, found, carry.down
+            tape.front_back = prepare(tape.front_back, (own,), named, lambda: [stage(kernel, 1, *args)])
+            tape.front_back.stages.run()
             dstates = [a + b for a, b in zip(dstates[hidden:], found)]
-        self._own_gradients(carry.down, panels.own, grads)
+        self._own_gradients(carry.down, tape.panels.own, grads)
         return dstates
 
     def _own_gradients(self, down: np.ndarray, own: np.ndarray, grads: Parameters) -> None:

@@ -385,7 +385,7 @@ class Recurrent(Module):
         states = _by_row(first)
         y, tapes, _ = self._forward(x, states, run)
         self._cells_states(states, last)
-        self._release(tapes, run)
+        self._release(tapes, self._plain_parts)
         return form.outputs(y), self._outer_state(last, form)
 
     def vjp(
@@ -426,7 +426,6 @@ class Recurrent(Module):
         for n in range(len(pieces) - 1, -1, -1):
             tapes, masks, states = pieces[n]()
             carries = self._carries(tapes, form, dlast) if carries is None else carries
-            given, panels = [tape.given for tape in tapes], [tape.panels for tape in tapes]
             start = stop - tapes[0].steps.N
             share = self._backward(tapes, masks, dy[start:stop], carries, grads, add=n < len(pieces) - 1)
             if len(pieces) == 1:
@@ -435,13 +434,16 @@ class Recurrent(Module):
                 dx = np.empty((form.steps.N, share.shape[1]), self.dtype) if dx is None else dx
                 dx[start:stop] = share
             stop = start
+            if n:
+                self._release(tapes, self._parts)
         dfirst = self._empty_states(form.steps.B)
         for row, part in enumerate(self._parts):
-            found = part.finish(grads, states[row], given[row], panels[row], carries[row])
+            found = part.finish(grads, states[row], tapes[row], carries[row])
             for array, one in zip(dfirst, found):
                 array[row] = one
             if self.recompute:
-                part.release_panels(panels[row])
+                part.release_panels(tapes[row].panels)
+            part.release(tapes[row])
         if self.learn_state:
             for row, (end, _) in enumerate(self._ends()):
                 for state, array in zip(self.cell.states, dfirst):
@@ -563,7 +565,7 @@ class Recurrent(Module):
             y, tapes, _ = self._forward(x[here], states, piece)
             out[here] = piece.steps.outputs(y)
             states = [[array.copy() for array in arrays] for arrays in states]
-            self._release(tapes, piece)
+            self._release(tapes, self._parts)
 
             def again(n=n, t0=t0, t1=t1, here=here, begin=begin):
                 piece = run.piece(n, t0, t1, seed)
@@ -582,15 +584,14 @@ class Recurrent(Module):
             dx = None
             for row in self._rows(layer):
                 share = self._parts[row].backward(grads, tapes[row], dy, carries[row], add)
-                self._parts[row].release(tapes[row])
                 dx = share if dx is None else dx + share
             if dx is not None and masks[layer] is not None:
                 dx = dx * masks[layer]
             dy = dx if dx is None else read_only(dx)
         return dx
 
-    def _release(self, tapes: list[Tape], run: _Run) -> None:
-        for part, tape in zip(self._parts_of(run), tapes):
+    def _release(self, tapes: list[Tape], parts: list[Direction]) -> None:
+        for part, tape in zip(parts, tapes):
             part.release(tape)
 
     # -------------------------------------------------------------- what training draws

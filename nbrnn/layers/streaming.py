@@ -319,15 +319,14 @@ class _Layer:
         B: int,
     ):
         self.part, self.given, self.B = part, given.values, B
-        panels = part.packed(params)
-        first = [*part.front(panels, states, given), *states]
+        there = even_steps(1, B)
+        self.tape = part.new_tape(there, False, part.packed(params))
+        first = [*part.front(self.tape, states, given), *states]
         self.y = np.empty((2 * B, part.output), part.dtype)
         self.y[:B] = first[0]
         self.outputs = read_only(self.y[B:]), read_only(self.y[:B])
-        there = even_steps(1, B)
         back = copy.copy(there)
         back.slots = np.array([B, 0, 2 * B], np.int64)
-        self.tape = part.new_tape(there, False, panels)
         for out, state in zip(self.tape.inner, first[1:]):
             out[...] = state
         self.tape.y, self.tape.given = self.y, given
