@@ -368,8 +368,9 @@ def _token_end(s, shards, runs, sums, dw, db):
 def fingerprint(s, shards, words, factors, out):
     """A number for each block of a vector of 32-bit words, another one where any word of the block is another.
 
-    That is certain where one word differs, since factors are odd; where several do, the sum of their differences, times
-    random numbers of 64 bits, would have to be zero by chance (J. L. Carter and M. N. Wegman, 1979).
+    That is certain where one word differs, since factors are odd. Where several do, the sum of their differences, times
+    random odd numbers of 64 bits, would have to be zero by chance: at most one in 2^32 for each block, and mostly far
+    less (J. L. Carter and M. N. Wegman, 1979).
 
     words: [N] of uint32; factors: [block] of uint64; out: [blocks] of uint64.
     """

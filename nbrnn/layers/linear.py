@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nbrnn.kernels import gemm
-from nbrnn.kernels.jit import Prepared, Stage, Stages, get_num_threads, prepare, stage
+from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, stage
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kernel
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
@@ -84,13 +84,18 @@ class Linear(Pointwise):
         return y.reshape(*x.shape[:-1], self.output_size)
 
     def frozen(self) -> Callable[[Any], np.ndarray]:
-        room = self._take()
+        room, known = self._take(), None
         self._forward(room, np.zeros((0, self.input_size), self.dtype))
 
         def apply(x):
+            nonlocal known
             x = self._check(x)
-            y = self._multiply(room, x.reshape(-1, self.input_size))
-            return y.reshape(*x.shape[:-1], self.output_size)
+            rows, y = x.reshape(-1, self.input_size), np.empty((*x.shape[:-1], self.output_size), self.dtype)
+            key, out = (len(rows), get_num_threads()), y.reshape(-1, self.output_size)
+            product = self._product
+            known = prepare(known, key, {"x": rows, "y": out}, lambda: [product(rows, room.packed, room.start, out)])
+            known.stages.run()
+            return y
 
         return apply
 
@@ -124,12 +129,6 @@ class Linear(Pointwise):
             self._product(x, room.packed, room.start, y),
         ])  # fmt: skip
         room.ahead.stages.run()
-        return y
-
-    def _multiply(self, room: _Room, x: np.ndarray) -> np.ndarray:
-        """y = x W^T + b, with the parameters of the last `_forward`."""
-        y = np.empty((len(x), self.output_size), self.dtype)
-        Stages(self._product(x, room.packed, room.start, y)).run()
         return y
 
     def _backward(self, x: np.ndarray, dy: np.ndarray, grads: Parameters) -> np.ndarray:
