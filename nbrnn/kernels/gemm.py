@@ -9,8 +9,12 @@ All entries divide their work so that no sum depends on the number of shards.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 
+from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.jit import jitable, sharded
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store, store_first
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
@@ -87,7 +91,7 @@ def pack_columns(s, shards, weight, order, out):
 
 
 @jitable
-def _pack_bias(s, shards, bias, order, first, out):
+def pack_bias(s, shards, bias, order, first, out):
     """Add biases to the slots of panels from column `first` on; order: as in `pack_rows`; out: [J, P]."""
     J = len(out)
     columns = len(order) // J
@@ -113,10 +117,10 @@ def pack_layer(
     pack_rows(s, shards, w_hh, order_hh, out_hh)
     pack_rows(s, shards, w_hh, order_mid, out_mid)
     if len(bias_ih):
-        _pack_bias(s, shards, bias_ih, order_ih, 0, bias)
+        pack_bias(s, shards, bias_ih, order_ih, 0, bias)
     if len(bias_hh):
-        _pack_bias(s, shards, bias_hh, order_hh, first, bias)
-        _pack_bias(s, shards, bias_hh, order_mid, stop, bias)
+        pack_bias(s, shards, bias_hh, order_hh, first, bias)
+        pack_bias(s, shards, bias_hh, order_mid, stop, bias)
 
 
 @sharded
@@ -202,6 +206,32 @@ def _multiply_block(kernel, a, first, step, depth, packed, start, out, row, rows
 # by piece, from its end, gives the same bits as a whole one.
 
 
+@dataclass(frozen=True)
+class Factors(Constants):
+    """How a weight gradient is multiplied; `half` has another way.
+
+    Parameters
+    ----------
+    name : str
+    depth : int
+        Rows of dy for which a block of both factors stays in the nearest cache.
+    room : callable
+        ``room(dy, blocks, span)``: memory for a block of dy, and for `span` times `blocks` panels of x.
+    left, right : callable
+        What `_gather` and `_gather_panels` do.
+    add : callable
+        ``add(kernel, left, block, n, depth, c, N, count, columns)``: a tile of dw plus the product of a block of dy with
+        the panel of x that begins with column n.
+    """
+
+    name: str
+    depth: int
+    room: Callable
+    left: Callable
+    right: Callable
+    add: Callable
+
+
 @sharded
 def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
     """dw = dy.T @ x and db = the sum of dy's rows.
@@ -209,13 +239,19 @@ def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add
     kernel: `outer_kernel`; x: rows of N numbers, `ldx` apart, from element `offset` of the array on; rows: [M], which
     of them stand beside the rows of dy, empty: the first M.
     """
+    gradient_by(WHOLE, s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db)
+
+
+@jitable
+def gradient_by(factors, s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
+    """`gradient` by some kind of factors."""
     # Where dw is too large for the second cache, each part of it takes several blocks before the next part does.
     P = VECTORS * lanes_of(pointer(dy, 0))
     blocks = (dw.shape[1] + P - 1) // P
     span = 1 if dw.size <= LARGE else max(1, SPAN // max(1, blocks))
-    scratch = _scratch(dy, blocks, span)
-    for k in range(0, max(1, len(dy)), DEPTH * span):
-        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
+    scratch = factors.room(dy, blocks, span)
+    for k in range(0, max(1, len(dy)), factors.depth * span):
+        _gradient_block(factors, s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
 
 
 @sharded
@@ -230,7 +266,7 @@ def gradient_with_tokens(
     scratch = _scratch(dy, (dw.shape[1] + P - 1) // P, 1)
     sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
+        _gradient_block(WHOLE, s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
         _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
@@ -243,12 +279,15 @@ def _scratch(dy, blocks, span):
 
 
 @jitable
-def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch):
-    """Add what some blocks of DEPTH rows of dy give, k before the end: all runs find them in a near cache, put there by
-    the first."""
+def _gradient_block(
+    factors, s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch
+):
+    """Add what some blocks of rows of dy give, k before the end: all runs find them in a near cache, put there by the
+    first."""
     left, right = scratch
-    span, blocks, _, P = right.shape
+    P, span, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), len(right), factors.depth
     N = dw.shape[1]
+    blocks = (N + P - 1) // P
     piece, step = (P, P) if piece == 0 else (piece, step)
     # By rows of dw where there are enough of them, else also by columns.
     parts = 1 if len(runs) >= 2 * shards else min(shards, blocks)
@@ -257,20 +296,25 @@ def _gradient_block(s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece,
     stop = min(len(dy), k + DEPTH * span)
     for k0 in range(k, stop if first < last else k, DEPTH):
         depth = min(DEPTH, stop - k0)
-        _gather_panels(x, offset, ldx, rows, len(dy) - k0, depth, N, right[(k0 - k) // DEPTH])
+        factors.right(x, offset, ldx, rows, len(dy) - k0, depth, N, right[(k0 - k) // DEPTH])
     for task in range(first, last):
         column, row, count = runs[task // parts]
         part = task % parts
         n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
         if k == 0 and not add:
-            _clear_rows(dw, row, count, n0, n1)
-            _clear(pointer(db, row), count if part == 0 else 0)
+            clear_rows(dw, row, count, n0, n1)
+            clear(pointer(db, row), count if part == 0 else 0)
         for k0 in range(k, stop, DEPTH):
             depth, block = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH]
-            _gather(dy, k0, depth, column, count, piece, step, left, db, row, part == 0)
+            factors.left(dy, k0, depth, column, count, piece, step, left, db, row, part == 0)
             for n in range(n0, n1, P):
-                c, b = pointer(dw, row * N + n), pointer(block, n * DEPTH)
-                outer(kernel, pointer(left, 0), P, b, depth, c, N, count, min(P, n1 - n))
+                factors.add(kernel, left, block, n, depth, pointer(dw, row * N + n), N, count, min(P, n1 - n))
+
+
+@jitable
+def _add_block(kernel, left, block, n, depth, c, N, count, columns):
+    """A tile of dw plus the product of a block of dy with one panel of x."""
+    outer(kernel, pointer(left, 0), left.shape[1], pointer(block, n * DEPTH), depth, c, N, count, columns)
 
 
 @jitable
@@ -303,14 +347,17 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
                 store(pointer(db, row + c), total, count - c)
 
 
+WHOLE = Factors("whole", DEPTH, _scratch, _gather, _gather_panels, _add_block)
+
+
 @jitable
-def _clear_rows(dw, row, count, n0, n1):
+def clear_rows(dw, row, count, n0, n1):
     for r in range(row, row + count):
-        _clear(pointer(dw, r * dw.shape[1] + n0), n1 - n0)
+        clear(pointer(dw, r * dw.shape[1] + n0), n1 - n0)
 
 
 @jitable
-def _clear(p, count):
+def clear(p, count):
     for n in range(0, count, lanes_of(p)):
         store(shift(p, n), 0.0, count - n)
 
@@ -323,7 +370,7 @@ def _token_sums(s, shards, dy, runs, piece, step, add, dw):
     piece = P if piece == 0 else piece
     first, last = len(runs) * s // shards, len(runs) * (s + 1) // shards
     sums = np.empty((last - first, dw.shape[1], P), dy.dtype)
-    _clear(pointer(sums, 0), sums.size)
+    clear(pointer(sums, 0), sums.size)
     places = np.empty((last - first, VECTORS), np.int64)
     for r in range(first, last):
         _, row, count = runs[r]

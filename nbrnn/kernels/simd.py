@@ -495,12 +495,12 @@ def load_transposed(typingctx, p, rows, stride, count):
                 found.append(emit_load(builder, at, vector, builder.select(there, count, zero) if part else None))
             return found
 
-        return context.make_tuple(builder, sig.return_type, _transpose(builder, emit_either(builder, whole, emit)))
+        return context.make_tuple(builder, sig.return_type, emit_transposed(builder, emit_either(builder, whole, emit)))
 
     return types.UniTuple(lanes, W)(p, rows, types.intp, types.intp), codegen
 
 
-def _transpose(builder, block):
+def emit_transposed(builder, block):
     """Columns from rows: interleave the first half of the vectors with the second, log2(W) times."""
     W, i32 = len(block), ir.IntType(32)
     order = [lane for pair in zip(range(W), range(W, 2 * W)) for lane in pair]

@@ -65,7 +65,7 @@ def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, 
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(types.uintp, a, n, b, n, a, n, c, n, n, n), codegen
+    return types.void(types.uintp, a, n, b, n, start, n, c, n, n, n), codegen
 
 
 @intrinsic
@@ -116,21 +116,22 @@ def _panel(typingctx, transposed, vectors, a, lda, b, depth, start, ld_start, c,
     """Emit a kernel; `transposed` and `vectors` are literals."""
 
     def codegen(context, builder, sig, args):
-        _, _, a, lda, b, depth, start, ld_start, c, ldc, rows, columns = args
-        vector = vector_type(sig.args[2].dtype)
-        ldb = INT(vectors.literal_value * vector.count)
-        first = 0
-        for group in column_groups(vectors.literal_value):
-            at = INT(first * vector.count)
-            pointers = [a, *(builder.gep(x, [at]) for x in (b, start, c))]
-            strides = lda, ldb, ld_start, ldc
-            tile = _Tile(builder, vector, group, transposed.literal_value, strides, depth, builder.sub(columns, at))
-            _row_loop(builder, rows, rows_per_tile(group), tile, pointers)
-            first += group
+        emit_panel(builder, Tile, *(kind.literal_value for kind in sig.args[:2]), vector_type(a.dtype), *args[2:])
         return context.get_dummy_value()
 
     n = types.intp
     return types.void(transposed, vectors, a, n, b, n, start, n, c, n, n, n), codegen
+
+
+def emit_panel(builder, kind, transposed, vectors, vector, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+    """Emit a kernel of some kind of tiles."""
+    ldb, first = INT(vectors * vector.count), 0
+    for group in column_groups(vectors):
+        at = INT(first * vector.count)
+        pointers = [a, *(builder.gep(x, [at]) for x in (b, start, c))]
+        tile = kind(builder, vector, group, transposed, (lda, ldb, ld_start, ldc), depth, builder.sub(columns, at))
+        _row_loop(builder, rows, rows_per_tile(group), tile, pointers)
+        first += group
 
 
 # ------------------------------------------------------------------ code generation
@@ -169,7 +170,7 @@ def _row_loop(builder, rows, most, tile, pointers):
     builder.position_at_end(done)
 
 
-class _Tile:
+class Tile:
     """Emits C[rows, vectors] = start + A @ B with the tile of C in registers over the whole depth."""
 
     def __init__(self, builder, vector, vectors, transposed, strides, depth, columns):
@@ -230,21 +231,33 @@ class _Tile:
         builder, vector = self.builder, self.vector
         line = builder.gep(b, [builder.mul(k, self.ldb)])
         at = [builder.gep(line, [INT(v * vector.count)]) for v in range(self.vectors)]
-        columns = [emit_load(builder, p, vector) for p in at]
         if not self.transposed:  # whose panel has just been packed
             # The panel is read once, from the second cache or farther: ask for it in time.
             for p in at:
                 _prefetch(builder, builder.gep(p, [builder.mul(self.ldb, INT(PREFETCH))]))
-        new = []
-        for r in range(rows):
-            if self.transposed:
-                at = builder.add(builder.mul(k, self.lda), INT(r))
-            else:
-                at = builder.add(builder.mul(INT(r), self.lda), k)
-            factor = emit_splat(builder, builder.load(builder.gep(a, [at])), vector)
-            for v in range(self.vectors):
-                new.append(emit_call(builder, "llvm.fmuladd", vector, factor, columns[v], sums[r * self.vectors + v]))
-        return new
+        for part in range(self.parts):
+            columns, new = [self._column(p, part) for p in at], []
+            for r in range(rows):
+                if self.transposed:
+                    place = builder.add(builder.mul(k, self.lda), INT(r))
+                else:
+                    place = builder.add(builder.mul(INT(r), self.lda), k)
+                factor = self._factor(builder.load(builder.gep(a, [place])), part)
+                new += [self._add(sums[r * self.vectors + v], factor, columns[v]) for v in range(self.vectors)]
+            sums = new
+        return sums
+
+    # What a step does with the numbers that it loads; `half` has other kinds of numbers.
+    parts = 1
+
+    def _column(self, p, part):
+        return emit_load(self.builder, p, self.vector)
+
+    def _factor(self, value, part):
+        return emit_splat(self.builder, value, self.vector)
+
+    def _add(self, total, factor, column):
+        return emit_call(self.builder, "llvm.fmuladd", self.vector, factor, column, total)
 
 
 def _prefetch(builder, p):

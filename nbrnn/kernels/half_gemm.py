@@ -1,0 +1,174 @@
+"""Products of whole matrices by factors of half width, as in `gemm`; see `half` for how those are kept."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbrnn.kernels import amx
+from nbrnn.kernels.gemm import Factors, gradient_by, pack_bias
+from nbrnn.kernels.half import DEPTH, KIND, store_columns, store_half, store_pairs, store_pairs_of
+from nbrnn.kernels.jit import jitable, sharded
+from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store
+from nbrnn.kernels.tiles import VECTORS, product
+
+BLOCK = 256  # steps of depth of a weight gradient that are taken at once
+ROWS, GROUP = 128, 1 << 19  # rows that share a pass over panels, and numbers of panels that stay in the second cache
+
+
+# ------------------------------------------------------------------ rounding and packing
+
+
+@jitable
+def round_rows(source, stride, rows, step, piece, pieces, out, ld):
+    """Round the pieces of some rows, `piece` numbers long and `step` apart, and put them side by side."""
+    W = lanes_of(source)
+    for m in range(rows):
+        for n in range(pieces):
+            for c in range(0, piece, W):
+                value = load(shift(source, m * stride + n * step + c), piece - c)
+                store_half(shift(out, m * ld + n * piece + c), value)
+
+
+@sharded
+def round_matrix(s, shards, source, first, step, piece, pieces, out):
+    """`round_rows` of a whole matrix, from column `first` on; source: [M, .] of floats; out: [>= M, K']."""
+    lo, hi = len(source) * s // shards, len(source) * (s + 1) // shards
+    ld, ld_out = source.shape[1], out.shape[1]
+    left = pointer(source, lo * ld + first)
+    round_rows(left, ld, hi - lo, step, piece, pieces, pointer(out, lo * ld_out), ld_out)
+
+
+@jitable
+def _pack_rows(s, shards, weight, order, out):
+    """out[j, k // 2, c, k % 2] = weight[order[j P + c], k]: panels for ``x @ weight.T``."""
+    J, pairs, P, _ = out.shape
+    K, W = weight.shape[1], lanes_of(pointer(weight, 0))
+    for j in range(J * s // shards, J * (s + 1) // shards):
+        for c in range(0, P, W):
+            for k in range(0, 2 * pairs, W):
+                block = load_transposed(pointer(weight, min(k, K)), pointer(order, j * P + c), K, K - k)
+                store_pairs_of(pointer(out, ((j * pairs + k // 2) * P + c) * 2), 2 * P, block)
+
+
+@jitable
+def _pack_columns(s, shards, weight, order, out):
+    """out[j, k // 2, c, k % 2] = weight[order[k], j P + c]: panels for ``dy @ weight``."""
+    J, pairs, P, _ = out.shape
+    W = lanes_of(pointer(weight, 0))
+    for j in range(J * s // shards, J * (s + 1) // shards):
+        for k in range(pairs):
+            for c in range(0, P, W):
+                low, high = (_row(weight, order, 2 * k, j * P + c), _row(weight, order, 2 * k + 1, j * P + c))
+                store_pairs(pointer(out, ((j * pairs + k) * P + c) * 2), low, high)
+
+
+@jitable
+def _row(weight, order, k, column):
+    """One vector of row order[k] of a weight, zeros where there is none."""
+    N, row = weight.shape[1], order[k] if k < len(order) else -1
+    return load(pointer(weight, max(row, 0) * N + min(column, N)), N - column if row >= 0 else 0)
+
+
+@sharded
+def pack_layer(s, shards, w_ih, order_ih, out_ih, w_hh, order_hh, out_hh, bias_ih, bias_hh, first, bias):
+    """`gemm.pack_layer` of a cell with one product."""
+    J = len(bias)
+    bias[J * s // shards : J * (s + 1) // shards] = 0.0
+    _pack_rows(s, shards, w_ih, order_ih, out_ih)
+    _pack_rows(s, shards, w_hh, order_hh, out_hh)
+    if len(bias_ih):
+        pack_bias(s, shards, bias_ih, order_ih, 0, bias)
+    if len(bias_hh):
+        pack_bias(s, shards, bias_hh, order_hh, first, bias)
+
+
+@sharded
+def pack_layer_back(s, shards, w_hh, order_hh, out_hh, w_ih, order_ih, out_ih):
+    """`gemm.pack_layer_back` of a cell with one product."""
+    _pack_columns(s, shards, w_hh, order_hh, out_hh)
+    _pack_columns(s, shards, w_ih, order_ih, out_ih)
+
+
+# ------------------------------------------------------------------ products
+
+
+@sharded
+def multiply(s, shards, kernel, a, packed, start, out):
+    """out = start + a @ packed; a: [>= M + BEHIND, K']; packed: [J, K' / 2, P, 2]; start: [J P]; out: [M, N]."""
+    (M, N), (J, pairs, P, _) = out.shape, packed.shape
+    depth, lo, hi = 2 * pairs, M * s // shards, M * (s + 1) // shards
+    group = max(1, GROUP // (P * max(1, depth)))
+    amx.begin()
+    for j0 in range(0, J, group):
+        for row in range(lo, hi, ROWS):
+            for j in range(j0, min(j0 + group, J)):
+                c, columns = pointer(out, row * N + j * P), min(P, N - j * P)
+                left, b = pointer(a, row * depth), pointer(packed, j * P * depth)
+                product(kernel, left, depth, b, depth, pointer(start, j * P), 0, c, N, min(ROWS, hi - row), columns)
+    amx.end()
+
+
+# ------------------------------------------------------------------ weight gradients
+
+
+@jitable
+def _room(dy, blocks, span):
+    """For a block of dy, and for `span` blocks of x in panels: [P, BLOCK] and [span, blocks, BLOCK / 2, P, 2]."""
+    P = VECTORS * lanes_of(pointer(dy, 0))
+    return np.empty((P, BLOCK), np.uint16), np.empty((span, blocks, BLOCK // 2, P, 2), np.uint16)
+
+
+@jitable
+def _filled(depth):
+    return (depth + DEPTH - 1) // DEPTH * DEPTH
+
+
+@jitable
+def _gather_panels(x, offset, ldx, rows, stop, depth, N, out):
+    """Round the rows of x before row `stop`, the last one first, into panels."""
+    W, P = lanes_of(pointer(x, 0)), out.shape[2]
+    for n in range(0, N, P):
+        for k in range(0, _filled(depth), 2):
+            # Behind the depth stand zeros.
+            low, high = max(stop - 1 - k, 0), max(stop - 2 - k, 0)
+            if len(rows):
+                low, high = rows[low], rows[high]
+            for c in range(n, n + P, W):
+                one = load(pointer(x, offset + low * ldx + c), N - c if k < depth else 0)
+                other = load(pointer(x, offset + high * ldx + c), N - c if k + 1 < depth else 0)
+                store_pairs(pointer(out, (n // P * BLOCK // 2 + k // 2) * 2 * P + 2 * (c - n)), one, other)
+
+
+@jitable
+def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
+    """Round `count` columns of dy into rows, and add them to db."""
+    W = lanes_of(pointer(dy, 0))
+    ldy = dy.shape[1]
+    for n in range(0, count, piece):
+        for c in range(n, min(n + piece, count), W):
+            at = pointer(dy, (len(dy) - 1 - k) * ldy + column + n // piece * step + c - n)
+            for m in range(0, _filled(depth), 2 * W):
+                store_columns(pointer(out, c * BLOCK + m), BLOCK, shift(at, -m * ldy), -ldy, depth - m, count - c)
+            if sums:
+                total = load(pointer(db, row + c), count - c)
+                for m in range(depth):
+                    total += load(shift(at, -m * ldy), count - c)
+                store(pointer(db, row + c), total, count - c)
+
+
+@jitable
+def _add_block(kernel, left, block, n, depth, c, N, count, columns):
+    """A tile of dw plus the product of a block of dy with one panel of x."""
+    depth = _filled(depth)
+    product(kernel, pointer(left, 0), BLOCK, pointer(block, n * BLOCK), depth, c, N, c, N, count, columns)
+
+
+HALF = Factors(f"half-{KIND}", BLOCK, _room, _gather, _gather_panels, _add_block)
+
+
+@sharded
+def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
+    """`gemm.gradient` by rounded factors; db is the sum of numbers that are not rounded."""
+    amx.begin()
+    gradient_by(HALF, s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db)
+    amx.end()
