@@ -2,7 +2,7 @@
 
 Numbers of half width are kept as uint16. A product walks through the depth in pairs, so that
 
-    rows      [rows, K']             K' is the depth filled up with zeros to a whole number of `DEPTH`
+    rows      [rows, K']             K' is the depth filled up with zeros to a whole number of `LOT`
     panels    [J, K' / 2, P, 2]      numbers 2 k and 2 k + 1 of a column side by side
 
 Everything that is rounded to half width is rounded to the nearest, ties to even. `KIND` says what multiplies: the tiles
@@ -37,7 +37,7 @@ from nbrnn.kernels.simd import (
 )
 from nbrnn.kernels.tiles import Tile, emit_panel
 
-DEPTH = 32  # the depth of a product is filled up to a whole number of these
+LOT = 32  # the depth of a product is filled up to a whole number of these
 BEHIND = amx.ROWS  # rows of memory behind the last one of a first factor
 NATIVE = "avx512bf16" in FEATURES and VECTOR_BYTES == 64
 KIND = "amx" if amx.available() else "pairs" if NATIVE else "wide"
@@ -59,7 +59,7 @@ class _BFloat(ir.Type):
 
 def padded(depth: int) -> int:
     """The depth with its filling."""
-    return -(-depth // DEPTH) * DEPTH
+    return -(-depth // LOT) * LOT
 
 
 # ------------------------------------------------------------------ kernels, compiled once and called by address

@@ -6,7 +6,7 @@ import numpy as np
 
 from nbrnn.kernels import amx
 from nbrnn.kernels.gemm import Factors, gradient_by, pack_bias
-from nbrnn.kernels.half import DEPTH, KIND, store_columns, store_half, store_pairs, store_pairs_of
+from nbrnn.kernels.half import KIND, LOT, store_columns, store_half, store_pairs, store_pairs_of
 from nbrnn.kernels.jit import jitable, sharded
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store
 from nbrnn.kernels.tiles import VECTORS, product
@@ -120,7 +120,7 @@ def _room(dy, blocks, span):
 
 @jitable
 def _filled(depth):
-    return (depth + DEPTH - 1) // DEPTH * DEPTH
+    return (depth + LOT - 1) // LOT * LOT
 
 
 @jitable

@@ -23,12 +23,12 @@ import numpy as np
 
 from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options, Program, compile_cell
-from nbrnn.kernels import gemm, schedule
+from nbrnn.kernels import gemm, half, half_gemm, schedule
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, run, stage, threading_layer
 from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
-from nbrnn.kernels.tiles import VECTORS, outer_kernel, product_kernel
+from nbrnn.kernels.tiles import VECTORS, outer_kernel
 from nbrnn.layers.module import Parameters
 from nbrnn.layers.packing import Ahead, Back, Packing, Weights, packing_of
 from nbrnn.layers.sequences import Steps
@@ -133,9 +133,9 @@ class Direction:
     def __init__(self, shape: Shape, inputs: int, end: str, reverse: int):
         self.shape, self.cell, self.inputs, self.reverse, self.end = shape, shape.cell, inputs, reverse, end
         self.hidden, self.output, self.dtype = shape.hidden, shape.output, shape.dtype
-        self.program = shape.program()
+        self.program, self.half = shape.program(), shape.options.half
         self.layout = self.program.equations.layout
-        self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype)
+        self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype, self.half)
         self.scans = compile_scan(self.program.equations)
         self.projected = shape.options.projection is not None
         self.kernels = self.packing.kernels(self.projected)
@@ -223,20 +223,34 @@ class Direction:
         """The forward scan."""
         named = {"x": tape.x, "y": tape.y, "given": tape.given.values}
         key = tape.x.ndim, tape.given.by_step
-        tape.ahead = prepare(tape.ahead, key, named, lambda: [self.scan(tape)])
+        tape.ahead = prepare(tape.ahead, key, named, lambda: self.scan(tape))
         if tape.how.by_units:
             tape.counters[:] = 0
         tape.ahead.stages.run()
 
-    def scan(self, tape: Tape) -> Stage:
-        """The stage of the forward scan."""
+    def scan(self, tape: Tape) -> list[Stage]:
+        """The stages of the forward scan."""
         steps, x, y, (given, by_step, _), how = tape.steps, tape.x, tape.y, tape.given, tape.how
-        return stage(self.scans[0], how.shards, Forward(
-            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, x.ndim == 1, steps.T, steps.B,
+        tokens, stages, middle = x.ndim == 1, [], tape.middle
+        if self.half:
+            middle = self._scratch(how, steps, self.output)
+            x, stages = (x, []) if tokens else self._round(x, 0, self.inputs, 1, 0)
+        return [*stages, stage(self.scans[0], how.shards, Forward(
+            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, tokens, steps.T, steps.B,
             self.inputs, self.hidden, self.output, given.shape[1], by_step, self.reverse * self.output, y.shape[1],
-            tape.inner.shape[1], tape.middle.shape[1], steps.lengths, steps.starts, steps.slots, x, *tape.panels.ahead,
-            tape.panels.own, given, y, tape.inner, tape.middle, tape.gates, tape.counters,
-        ))  # fmt: skip
+            tape.inner.shape[1], middle.shape[-1], steps.lengths, steps.starts, steps.slots, x, *tape.panels.ahead,
+            tape.panels.own, given, y, tape.inner, middle, tape.gates, tape.counters,
+        ))]  # fmt: skip
+
+    def _scratch(self, how: Schedule, steps: Steps, depth: int) -> np.ndarray:
+        """Where a scan rounds the rows of one step, once or for each shard."""
+        planes = how.shards if how.by_units else 1
+        return np.zeros((planes, steps.B + half.BEHIND, half.padded(depth)), np.uint16)
+
+    def _round(self, x: np.ndarray, first: int, piece: int, pieces: int, step: int) -> tuple[np.ndarray, list[Stage]]:
+        """A matrix of half width, of some columns of x, and the stage that fills it; see `half_gemm.round_matrix`."""
+        out = np.zeros((len(x) + half.BEHIND, half.padded(piece * pieces)), np.uint16)
+        return out, [stage(half_gemm.round_matrix, shards_for(20 * out.size), x, first, step, piece, pieces, out)]
 
     def front(self, tape: Tape, states: list[np.ndarray], given: Given) -> np.ndarray:
         """Those states of the scan [., B, P] that stand in front of the cell's and are computed from them."""
@@ -385,18 +399,19 @@ class Direction:
         dgates = tape.gates.reshape(N, packing.panels * packing.columns)
         stages = [self._scan_back(tape, dy, dz, carry)] if N else []
         stages += self._weight_gradients(tape, dgates, dz, dweights, add)
-        return stages if carry.tokens else [*stages, self._input_gradient(dgates, carry.back.w_ih, dx)]
+        return stages if carry.tokens else [*stages, *self._input_gradient(dgates, carry.back.w_ih, dx)]
 
     def _scan_back(self, tape: Tape, dy: np.ndarray, dz: np.ndarray, carry: Carry) -> Stage:
         """From the tape to the gradients of the pre-activations."""
         steps, (given, by_step, _), (w_hh, w_mid, _), H = tape.steps, tape.given, carry.back, self.hidden
         _, how = self.schedules(steps)
+        middle = self._scratch(how, steps, len(self.packing.recurrent_order)) if self.half else tape.middle
         columns = self.packing.panels * self.packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
         return stage(self.scans[1], how.shards, Backward(
-            product_kernel(VECTORS, self.dtype), how.by_units, self.reverse, steps.T, steps.B, H, self.output,
+            self.packing.plain_kernel(), how.by_units, self.reverse, steps.T, steps.B, H, self.output,
             given.shape[1], by_step, self.reverse * self.output, tape.y.shape[1], tape.inner.shape[1],
-            tape.middle.shape[1], carry.dh.shape[1], columns, steps.lengths, steps.starts, steps.slots, dy, w_hh, w_mid,
-            tape.panels.own, given, tape.y, tape.inner, tape.middle, tape.gates, carry.dh, carry.dinner,
+            middle.shape[-1], carry.dh.shape[1], columns, steps.lengths, steps.starts, steps.slots, dy, w_hh, w_mid,
+            tape.panels.own, given, tape.y, tape.inner, middle, tape.gates, carry.dh, carry.dinner,
             np.empty((steps.B, columns), self.dtype), dz, carry.down, tape.counters,
         ))  # fmt: skip
 
@@ -404,7 +419,8 @@ class Direction:
         self, tape: Tape, dgates: np.ndarray, dz: np.ndarray, dweights: Weights, add: bool
     ) -> list[Stage]:
         """Everything time-parallel: dW = dgates.T @ inputs."""
-        x, y, packing, left, N = tape.x, tape.y, self.packing, (outer_kernel(VECTORS, self.dtype), dgates), len(dgates)
+        x, y, packing, N = tape.x, tape.y, self.packing, len(dgates)
+        left, gradient = (outer_kernel(VECTORS, self.dtype), dgates), gemm.gradient
         ignored = np.empty(len(dweights.weight_ih), self.dtype)
         dbias_ih, dbias_hh = (ignored if d is None else d for d in (dweights.bias_ih, dweights.bias_hh))
         dweight_hh = np.empty((0, 1), self.dtype) if dweights.weight_hh is None else dweights.weight_hh
@@ -419,10 +435,11 @@ class Direction:
             tokens = x, packing.input_runs, *outputs, *inputs
             stages.append(stage(gemm.gradient_with_tokens, shards, *left, *hidden, *tokens))
         else:
+            gradient, left = (half_gemm.gradient, (packing.plain_kernel(), dgates)) if self.half else (gradient, left)
             if self.layout.recurrent:
-                stages.append(stage(gemm.gradient, shards, *left, *hidden, *outputs))
+                stages.append(stage(gradient, shards, *left, *hidden, *outputs))
             shards, all_x = shards_for(2 * N * dweights.weight_ih.size), (x, 0, self.inputs, NO_ROWS)
-            stages.append(stage(gemm.gradient, shards, *left, *all_x, packing.input_runs, *how, *inputs))
+            stages.append(stage(gradient, shards, *left, *all_x, packing.input_runs, *how, *inputs))
         middle = tape.middle, 0, self.hidden, NO_ROWS
         if self.layout.second:
             shards = shards_for(2 * N * self.hidden**2 * self.layout.second)
@@ -434,13 +451,17 @@ class Direction:
             stages.append(stage(gemm.gradient, shards, left[0], dz, *right, dweights.weight_hr, dbias))
         return stages
 
-    def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray, dx: np.ndarray) -> Stage:
+    def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray, dx: np.ndarray) -> list[Stage]:
         """dx = dgates @ weight_ih."""
         packing, start = self.packing, np.zeros(gemm.padded(self.inputs, self.dtype), self.dtype)
         # The input's slots of all panels lie side by side, or in a piece of every panel.
-        depth = packed.shape[1] // (1 if packing.layout.inputs == packing.layout.kept else packing.panels)
-        shards, kernel = shards_for(2 * len(dgates) * packed.size), product_kernel(VECTORS, self.dtype)
-        return stage(gemm.multiply, shards, kernel, dgates, 0, packing.columns, depth, packed, start, dx)
+        pieces = 1 if packing.layout.inputs == packing.layout.kept else packing.panels
+        depth, step = len(packing.input_order) // pieces, packing.columns
+        shards, kernel = shards_for(2 * len(dgates) * packed.size), packing.plain_kernel()
+        if self.half:
+            a, stages = self._round(dgates, 0, depth, pieces, step)
+            return [*stages, stage(half_gemm.multiply, shards, kernel, a, packed, start, dx)]
+        return [stage(gemm.multiply, shards, kernel, dgates, 0, step, depth, packed, start, dx)]
 
     def finish(self, grads: Parameters, states: list[np.ndarray], tape: Tape, carry: Carry) -> list[np.ndarray]:
         """The gradients of the cell's own parameters into `grads`, and of its first states.

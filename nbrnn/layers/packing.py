@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nbrnn.cells.cell import Cell
-from nbrnn.kernels import gemm
+from nbrnn.kernels import gemm, half, half_gemm
 from nbrnn.kernels.jit import Stage, stage
 from nbrnn.kernels.scan import Layout
 from nbrnn.kernels.schedule import shards_for
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """Weights as a scan streams them."""
+    """Weights as a scan streams them; [J, . / 2, ., 2] for [J, ., .] where they have half width."""
 
     w_ih: np.ndarray  # [J, I, .]
     bias: np.ndarray  # [J, S U W]
@@ -59,10 +59,12 @@ class Packing:
     hidden, output : int
         Hidden size H, and the size P of what is fed back.
     dtype : numpy.dtype
+    half : bool
+        Whether weights have half width.
     """
 
-    def __init__(self, cell: Cell, layout: Layout, hidden: int, output: int, dtype: np.dtype):
-        self.layout, self.hidden, self.output, self.dtype = layout, hidden, output, dtype
+    def __init__(self, cell: Cell, layout: Layout, hidden: int, output: int, dtype: np.dtype, half: bool):
+        self.layout, self.hidden, self.output, self.dtype, self.half = layout, hidden, output, dtype, half
         self.panels, self.units, self.columns = layout.panels(hidden, dtype), layout.units(dtype), layout.columns(dtype)
         first = layout.slots - layout.second - layout.recurrent
         self.input_order, self.input_runs = self._places(cell, cell.input_slots, 0)
@@ -74,7 +76,19 @@ class Packing:
         """Addresses of the kernels for the input, the recurrent and the second product."""
         U, dtype = self.layout.vectors, self.dtype
         counts = self.layout.inputs * U, self.layout.recurrent * U, VECTORS if projected else self.layout.second * U
+        if self.half:
+            return tuple(half.product_kernel(count) if count else 0 for count in counts)
         return tuple(product_kernel(count, dtype) if count else 0 for count in counts)
+
+    def plain_kernel(self) -> int:
+        """The address of the kernel for plain panels."""
+        return half.product_kernel(VECTORS) if self.half else product_kernel(VECTORS, self.dtype)
+
+    def _room(self, panels: int, depth: int, columns: int) -> np.ndarray:
+        """Room for packed weights."""
+        if self.half:
+            return np.empty((panels, half.padded(depth) // 2, columns, 2), np.uint16)
+        return np.empty((panels, depth, columns), self.dtype)
 
     def _places(self, cell: Cell, slots: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
         """The row of the weight matrix for every column of the panels, and where the gradient of every row lies in
@@ -89,8 +103,8 @@ class Packing:
     def forward(self, inputs: int, projected: bool) -> Ahead:
         """Room for what a scan streams."""
         layout, units, J, dtype = self.layout, self.units, self.panels, self.dtype
-        w_ih = np.empty((J, inputs, layout.inputs * units), dtype)
-        w_hh = np.empty((J, self.output, layout.recurrent * units), dtype)
+        w_ih = self._room(J, inputs, layout.inputs * units)
+        w_hh = self._room(J, self.output, layout.recurrent * units)
         Q, P = gemm.panels(self.output, dtype), panel_width(VECTORS, dtype)
         shape = (Q, self.hidden, P) if projected else (J * bool(layout.second), self.hidden, layout.second * units)
         bias = np.empty((J, layout.slots * units), dtype)
@@ -100,11 +114,11 @@ class Packing:
         """Room for what a scan streams on its way back."""
         P, layout, dtype = panel_width(VECTORS, self.dtype), self.layout, self.dtype
         Q = gemm.panels(self.output, dtype)
-        w_hh = np.empty((Q if layout.recurrent else 0, len(self.recurrent_order), P), dtype)
+        w_hh = self._room(Q if layout.recurrent else 0, len(self.recurrent_order), P)
         shape = Q if layout.second else 0, len(self.second_order)
         if projected:
             shape = gemm.panels(self.hidden, dtype), self.output
-        w_ih = np.empty((gemm.panels(inputs, dtype) if inputs else 0, len(self.input_order), P), dtype)
+        w_ih = self._room(gemm.panels(inputs, dtype) if inputs else 0, len(self.input_order), P)
         return Back(w_hh, np.empty((*shape, P), dtype), w_ih)
 
     def pack(self, weights: Weights, into: Ahead) -> list[Stage]:
@@ -113,10 +127,13 @@ class Packing:
         biases = (self._none[0] if b is None else b for b in (weights.bias_ih, weights.bias_hh))
         slots, projected = self.layout, weights.weight_hr is not None
         first, stop = slots.slots - slots.second - slots.recurrent, slots.slots - slots.second
+        shards = shards_for(20 * (weights.weight_ih.size + hh.size))
+        if self.half:
+            args = weights.weight_ih, self.input_order, w_ih, hh, self.recurrent_order, w_hh
+            return [stage(half_gemm.pack_layer, shards, *args, *biases, first * self.units, bias)]
         mid = np.empty((0, self.hidden, 0), self.dtype) if projected else w_mid
         args = weights.weight_ih, self.input_order, w_ih, hh, self.recurrent_order, w_hh, self.second_order, mid
         places = first * self.units, stop * self.units
-        shards = shards_for(20 * (weights.weight_ih.size + hh.size))
         stages = [stage(gemm.pack_layer, shards, *args, *biases, *places, bias)]
         if projected:
             order, shards = gemm.plain_order(self.output, self.dtype), shards_for(20 * weights.weight_hr.size)
@@ -132,6 +149,9 @@ class Packing:
         hh, (w_hh, w_mid, w_ih), projected = self._recurrent(weights), into, weights.weight_hr is not None
         mid = np.empty((0, 0, w_mid.shape[2]), self.dtype) if projected else w_mid
         shards = shards_for(20 * (hh.size + (weights.weight_ih.size if len(w_ih) else 0)))
+        if self.half:
+            args = hh, self.recurrent_order, w_hh, weights.weight_ih, self.input_order, w_ih
+            return [stage(half_gemm.pack_layer_back, shards, *args)]
         args = hh, self.recurrent_order, w_hh, self.second_order, mid, weights.weight_ih, self.input_order, w_ih
         stages = [stage(gemm.pack_layer_back, shards, *args)]
         if projected:

@@ -94,6 +94,10 @@ class Recurrent(Module):
         grows with recompute + T / recompute instead of T, for a third more time. True takes the square root of T, but
         at least 64. The gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two
         directions.
+    products : {"bfloat16"} or None
+        The precision to which the factors of products are rounded; None is that of `dtype`. With "bfloat16", parameters,
+        sums, states and gradients stay float32: only what is multiplied is rounded to 8 bits of mantissa. For cells with
+        one product in a step, and float32.
     given : mapping of str to float or None
         Numbers that the cell takes in every call where the call does not give them.
 
@@ -146,6 +150,7 @@ class Recurrent(Module):
         recurrent_dropout: float = 0.0,
         learn_state: bool = False,
         recompute: int | bool = False,
+        products: str | None = None,
         given: Mapping[str, float] | None = None,
     ):
         self.cell = cell
@@ -167,6 +172,7 @@ class Recurrent(Module):
         self.input_dropout = check_fraction("input_dropout", input_dropout)
         self.recurrent_dropout = check_fraction("recurrent_dropout", recurrent_dropout)
         self.recompute = recompute if isinstance(recompute, bool) else check_size("recompute", recompute)
+        self.products = self._check_products(products)
         self.given = {name: check_number(name, value) for name, value in (given or {}).items()}
         self._check_options()
         self.rng = generator(seed)
@@ -197,6 +203,17 @@ class Recurrent(Module):
             raise ValueError(f"zoneout: expected a number or {len(states)} ({', '.join(states)}), got {zoneout!r}")
         return tuple(check_fraction("zoneout", value) for value in values)
 
+    def _check_products(self, products: str | None) -> str | None:
+        cell = self.cell
+        if products not in (None, "bfloat16"):
+            raise ValueError(f"products: expected None or 'bfloat16', got {products!r}")
+        if products and self.dtype != np.float32:
+            raise ValueError(f"products: expected None for {self.dtype}, got {products!r}")
+        if products and (self.proj_size or cell.second or cell.finish):
+            what = "a projection" if self.proj_size else cell.name
+            raise ValueError(f"products: expected None for {what}, got {products!r}: it takes one product in a step")
+        return products
+
     def _check_options(self) -> None:
         cell = self.cell
         if self.proj_size and (cell.emission or cell.second or cell.finish or not cell.feedback):
@@ -221,7 +238,7 @@ class Recurrent(Module):
         """For each layer and direction what runs it."""
         projection = self.projection if self.proj_size else None
         zoneout = tuple(p > 0 for p in self.zoneout)
-        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection)
+        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, self.products == "bfloat16")
         shape = Shape(self.cell, self.hidden_size, self.out_size, self.dtype, self.bias, options)
         return [
             Direction(shape, self._inputs(row // self.directions), end, reverse)
@@ -277,6 +294,7 @@ class Recurrent(Module):
             "recurrent_dropout",
             "learn_state",
             "recompute",
+            "products",
         )
         config = {name: getattr(self, name) for name in names} | {"zoneout": list(self.zoneout)}
         acts = [[act.name, act.alpha, act.beta] for act in (*self.activations, self.projection)]

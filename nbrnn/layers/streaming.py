@@ -10,6 +10,7 @@ that allocates nothing. Its results are the bits of the whole sequence in one ca
 from __future__ import annotations
 
 import copy
+from itertools import chain
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -214,7 +215,7 @@ class RecurrentSession(Session):
             self._layers.append(_Layer(part, layer.params, x, states, given, B))
             x = self._layers[-1].outputs
         self._outputs = tuple(read_only(out) for out in x)
-        self._stages = [Stages(*stages) for stages in zip(*[layer.stages for layer in self._layers])]
+        self._stages = [Stages(*chain(*lists)) for lists in zip(*[layer.stages for layer in self._layers])]
         self._counters = [layer.tape.counters for layer in self._layers if layer.tape.how.by_units]
         self._state = None
 
