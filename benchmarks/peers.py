@@ -94,6 +94,7 @@ def peak_of(engine, dtype, threads):
     """The operations per second of nbrnn's tile."""
     from nbrnn.bench.peak import peak_operations
 
+    dtype = "float32" if dtype == "bfloat16" else dtype
     engine.ask(case=("peak", None, None, dtype, threads))
     return peak_operations(dtype, threads) / min(engine.ask(seconds=0.5))
 
@@ -209,7 +210,7 @@ def arguments():
     parser.add_argument("--cells", nargs="+", choices=GATES, default=list(GATES))
     parser.add_argument("--set", choices=SETS, default="anchors", help="shapes of train and infer")
     parser.add_argument("--shapes", nargs="+", type=shape_of, metavar="T,B,I,H", help="these instead, in all work")
-    parser.add_argument("--dtype", nargs="+", choices=("float32", "float64"), default=["float32"])
+    parser.add_argument("--dtype", nargs="+", choices=("float32", "float64", "bfloat16"), default=["float32"])
     parser.add_argument("--threads", nargs="+", type=int, default=[min(2, os.cpu_count() or 1)])
     parser.add_argument("--engines", nargs="+", choices=others, default=installed(), help="default: those installed")
     parser.add_argument("--rounds", type=int, default=25)

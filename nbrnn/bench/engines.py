@@ -11,6 +11,8 @@ A case is (work, cell, shape, dtype, threads), its shape T,B,I,H; in `step` and 
     zaremba  a whole training step of the networks of Zaremba et al. (2014), without dropout: embedding, two layers of
              LSTM, a linear one, cross entropy, clipping to norm 5, SGD
 
+With the dtype bfloat16, PyTorch keeps everything in it, and nbrnn computes in float32 with products of that width.
+
 Threads are set by each engine's own means. JAX has none that is documented: its process is bound to so many cores
 before its thread pool is made. What that does not control: XLA and its runtime start further threads, which share those
 cores, XLA alone decides which operations are divided, and the cores are the first ones, busy or not.
@@ -31,6 +33,8 @@ def can(engine, work, dtype):
     """Whether an engine takes part."""
     if engine in ("onnxruntime", "openvino"):
         return (work, dtype) == ("infer", "float32")
+    if dtype == "bfloat16":
+        return engine in ("nbrnn", "torch") and work in ("train", "infer")
     return engine != "jax" or work in ("train", "infer")
 
 
@@ -70,7 +74,9 @@ def nbrnn_case(work, cell, shape, dtype, threads):
         trainer = nbrnn_trainer(work, cell, I, H, dtype)
         x, target = rng.integers(0, I, (2, T, B))
         return lambda: trainer.step(x, target)
-    layer = getattr(nbrnn, cell)(I, H, dtype=dtype)
+    products = dtype if dtype == "bfloat16" else None
+    dtype = "float32" if products else dtype
+    layer = getattr(nbrnn, cell)(I, H, dtype=dtype, products=products)
     x, dy = (rng.standard_normal((T, B, size)).astype(dtype) for size in (I, H))
     if work == "infer":
         return lambda: layer(x)

@@ -16,6 +16,7 @@ import numpy as np
 
 from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.jit import jitable, sharded
+from nbrnn.kernels.memory import aligned
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store, store_first
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
 
@@ -275,7 +276,8 @@ def gradient_with_tokens(
 def _scratch(dy, blocks, span):
     """Room for a block of dy, and for `span` blocks of x in panels: [DEPTH, P] and [span, blocks, DEPTH, P]."""
     P = VECTORS * lanes_of(pointer(dy, 0))
-    return np.empty((DEPTH, P), dy.dtype), np.empty((span, blocks, DEPTH, P), dy.dtype)
+    right = aligned(span * blocks * DEPTH * P, dy).reshape(span, blocks, DEPTH, P)
+    return aligned(DEPTH * P, dy).reshape(DEPTH, P), right
 
 
 @jitable
@@ -369,7 +371,7 @@ def _token_sums(s, shards, dy, runs, piece, step, add, dw):
     P = VECTORS * W
     piece = P if piece == 0 else piece
     first, last = len(runs) * s // shards, len(runs) * (s + 1) // shards
-    sums = np.empty((last - first, dw.shape[1], P), dy.dtype)
+    sums = aligned((last - first) * dw.shape[1] * P, dy).reshape(last - first, dw.shape[1], P)
     clear(pointer(sums, 0), sums.size)
     places = np.empty((last - first, VECTORS), np.int64)
     for r in range(first, last):

@@ -8,6 +8,7 @@ from nbrnn.kernels import amx
 from nbrnn.kernels.gemm import Factors, gradient_by, pack_bias
 from nbrnn.kernels.half import KIND, LOT, store_columns, store_half, store_pairs, store_pairs_of
 from nbrnn.kernels.jit import jitable, sharded
+from nbrnn.kernels.memory import aligned
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store
 from nbrnn.kernels.tiles import VECTORS, product
 
@@ -115,7 +116,9 @@ def multiply(s, shards, kernel, a, packed, start, out):
 def _room(dy, blocks, span):
     """For a block of dy, and for `span` blocks of x in panels: [P, BLOCK] and [span, blocks, BLOCK / 2, P, 2]."""
     P = VECTORS * lanes_of(pointer(dy, 0))
-    return np.empty((P, BLOCK), np.uint16), np.empty((span, blocks, BLOCK // 2, P, 2), np.uint16)
+    kind = np.empty(0, np.uint16)
+    right = aligned(span * blocks * BLOCK * P, kind).reshape(span, blocks, BLOCK // 2, P, 2)
+    return aligned(P * BLOCK, kind).reshape(P, BLOCK), right
 
 
 @jitable

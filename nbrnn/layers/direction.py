@@ -26,6 +26,7 @@ from nbrnn.cells.program import Options, Program, compile_cell
 from nbrnn.kernels import gemm, half, half_gemm, schedule
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, run, stage, threading_layer
+from nbrnn.kernels.memory import empty, zeros
 from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel
@@ -245,11 +246,11 @@ class Direction:
     def _scratch(self, how: Schedule, steps: Steps, depth: int) -> np.ndarray:
         """Where a scan rounds the rows of one step, once or for each shard."""
         planes = how.shards if how.by_units else 1
-        return np.zeros((planes, steps.B + half.BEHIND, half.padded(depth)), np.uint16)
+        return zeros((planes, steps.B + half.BEHIND, half.padded(depth)), np.uint16)
 
     def _round(self, x: np.ndarray, first: int, piece: int, pieces: int, step: int) -> tuple[np.ndarray, list[Stage]]:
         """A matrix of half width, of some columns of x, and the stage that fills it; see `half_gemm.round_matrix`."""
-        out = np.zeros((len(x) + half.BEHIND, half.padded(piece * pieces)), np.uint16)
+        out = zeros((len(x) + half.BEHIND, half.padded(piece * pieces)), np.uint16)
         return out, [stage(half_gemm.round_matrix, shards_for(20 * out.size), x, first, step, piece, pieces, out)]
 
     def front(self, tape: Tape, states: list[np.ndarray], given: Given) -> np.ndarray:
@@ -317,7 +318,7 @@ class Direction:
         self._spare_panels.append(panels)
 
     def new_panels(self) -> Panels:
-        own = np.zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
+        own = zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
         return Panels(self.packing.forward(self.inputs, self.projected), own)
 
     def pack(self, params: Parameters, panels: Panels) -> Panels:
@@ -367,14 +368,14 @@ class Direction:
 
     def carry(self, params: Parameters, panels: Panels, B: int, dlast: list[np.ndarray] | None, tokens: bool) -> Carry:
         """From the gradients of the cell's last states [B, .], None for zeros."""
-        dh = np.zeros((B, gemm.padded(self.output, self.dtype)), self.dtype)
+        dh = zeros((B, gemm.padded(self.output, self.dtype)), self.dtype)
         dinner = np.zeros((self.layout.states - 1, B, self.hidden), self.dtype)
         if dlast is not None:
             # The states that are computed from the cell's stand in front of them.
             outs = [dh[:, : self.output], *dinner][self.program.hidden :]
             for out, array in zip(outs, dlast):
                 out[...] = array
-        down = np.zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype)
+        down = zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype)
         return Carry(dh, dinner, down, self._pack_back(params, panels, tokens), tokens)
 
     def backward(self, grads: Parameters, tape: Tape, dy: np.ndarray, carry: Carry, add: bool) -> np.ndarray | None:
@@ -382,7 +383,7 @@ class Direction:
 
         Uses up the tape, and turns `carry` into that of the piece before. dy: [N, D P].
         """
-        dx = np.empty((0 if carry.tokens else tape.steps.N, self.inputs), self.dtype)
+        dx = empty((0 if carry.tokens else tape.steps.N, self.inputs), self.dtype)
         named = {"x": tape.x, "y": tape.y, "given": tape.given.values, "dy": dy, "dx": dx, "dh": carry.dh,
                  "dinner": carry.dinner, "down": carry.down}  # fmt: skip
         key = grads.flat, carry.back, add, tape.given.by_step
@@ -395,7 +396,7 @@ class Direction:
         self, grads: Parameters, tape: Tape, dy: np.ndarray, dx: np.ndarray, carry: Carry, add: bool
     ) -> list[Stage]:
         N, packing, dweights = tape.steps.N, self.packing, self._weights(grads)
-        dz = np.empty((N if self.projected else 0, self.output), self.dtype)
+        dz = empty((N if self.projected else 0, self.output), self.dtype)
         dgates = tape.gates.reshape(N, packing.panels * packing.columns)
         stages = [self._scan_back(tape, dy, dz, carry)] if N else []
         stages += self._weight_gradients(tape, dgates, dz, dweights, add)
@@ -412,7 +413,7 @@ class Direction:
             given.shape[1], by_step, self.reverse * self.output, tape.y.shape[1], tape.inner.shape[1],
             middle.shape[-1], carry.dh.shape[1], columns, steps.lengths, steps.starts, steps.slots, dy, w_hh, w_mid,
             tape.panels.own, given, tape.y, tape.inner, middle, tape.gates, carry.dh, carry.dinner,
-            np.empty((steps.B, columns), self.dtype), dz, carry.down, tape.counters,
+            empty((steps.B, columns), self.dtype), dz, carry.down, tape.counters,
         ))  # fmt: skip
 
     def _weight_gradients(
@@ -453,7 +454,7 @@ class Direction:
 
     def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray, dx: np.ndarray) -> list[Stage]:
         """dx = dgates @ weight_ih."""
-        packing, start = self.packing, np.zeros(gemm.padded(self.inputs, self.dtype), self.dtype)
+        packing, start = self.packing, zeros((gemm.padded(self.inputs, self.dtype),), self.dtype)
         # The input's slots of all panels lie side by side, or in a piece of every panel.
         pieces = 1 if packing.layout.inputs == packing.layout.kept else packing.panels
         depth, step = len(packing.input_order) // pieces, packing.columns
@@ -498,7 +499,7 @@ class Direction:
 
 def _room(size: int, old: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
     """Memory for so many numbers: the old one unless it is too small or by far too large."""
-    return old if old is not None and size <= old.size <= 4 * size else np.empty(size, dtype)
+    return old if old is not None and size <= old.size <= 4 * size else empty((size,), dtype)
 
 
 def _stack(arrays: list[np.ndarray]) -> np.ndarray:

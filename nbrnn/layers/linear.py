@@ -10,6 +10,7 @@ import numpy as np
 
 from nbrnn.kernels import gemm
 from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, stage
+from nbrnn.kernels.memory import empty, zeros
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kernel
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
@@ -90,7 +91,7 @@ class Linear(Pointwise):
         def apply(x):
             nonlocal known
             x = self._check(x)
-            rows, y = x.reshape(-1, self.input_size), np.empty((*x.shape[:-1], self.output_size), self.dtype)
+            rows, y = x.reshape(-1, self.input_size), empty((*x.shape[:-1], self.output_size), self.dtype)
             key, out = (len(rows), get_num_threads()), y.reshape(-1, self.output_size)
             product = self._product
             known = prepare(known, key, {"x": rows, "y": out}, lambda: [product(rows, room.packed, room.start, out)])
@@ -115,13 +116,13 @@ class Linear(Pointwise):
         except IndexError:
             P = panel_width(VECTORS, self.dtype)
             shapes = (self.output_size, self.input_size), (self.input_size, self.output_size)
-            panels = (np.empty((gemm.panels(N, self.dtype), K, P), self.dtype) for N, K in shapes)
-            starts = (np.zeros(gemm.padded(N, self.dtype), self.dtype) for N, _ in shapes)
+            panels = (empty((gemm.panels(N, self.dtype), K, P), self.dtype) for N, K in shapes)
+            starts = (zeros((gemm.padded(N, self.dtype),), self.dtype) for N, _ in shapes)
             return _Room(*panels, *starts)
 
     def _forward(self, room: _Room, x: np.ndarray) -> np.ndarray:
         """y = x W^T + b, with the parameters as they are now."""
-        weight, y = self.params["weight"], np.empty((len(x), self.output_size), self.dtype)
+        weight, y = self.params["weight"], empty((len(x), self.output_size), self.dtype)
         if self.bias:
             room.start[: self.output_size] = self.params["bias"]
         room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads()), {"x": x, "y": y}, lambda: [
@@ -133,7 +134,7 @@ class Linear(Pointwise):
 
     def _backward(self, x: np.ndarray, dy: np.ndarray, grads: Parameters) -> np.ndarray:
         """dW = dy^T x and db = sum of dy into `grads`; dx = dy W."""
-        room, dx = self._take(), np.empty((len(x), self.input_size), self.dtype)
+        room, dx = self._take(), empty((len(x), self.input_size), self.dtype)
         key, named = (len(x), self.params.flat, grads.flat, get_num_threads()), {"x": x, "dy": dy, "dx": dx}
         room.back = prepare(room.back, key, named, lambda: self._stages_back(room, x, dy, dx, grads))
         room.back.stages.run()

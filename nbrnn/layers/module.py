@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from nbrnn.data.ragged import Ragged
+from nbrnn.kernels import memory
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 Shapes = Mapping[str, tuple[int, ...]]
@@ -52,7 +53,7 @@ class Parameters(Mapping[str, np.ndarray]):
 
     @classmethod
     def zeros(cls, shapes: Shapes, dtype: Any) -> Parameters:
-        return cls(shapes, np.zeros(size_of(shapes), dtype))
+        return cls(shapes, memory.zeros((size_of(shapes),), dtype))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

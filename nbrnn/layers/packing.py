@@ -15,6 +15,7 @@ import numpy as np
 from nbrnn.cells.cell import Cell
 from nbrnn.kernels import gemm, half, half_gemm
 from nbrnn.kernels.jit import Stage, stage
+from nbrnn.kernels.memory import empty
 from nbrnn.kernels.scan import Layout
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, panel_width, product_kernel
@@ -87,8 +88,8 @@ class Packing:
     def _room(self, panels: int, depth: int, columns: int) -> np.ndarray:
         """Room for packed weights."""
         if self.half:
-            return np.empty((panels, half.padded(depth) // 2, columns, 2), np.uint16)
-        return np.empty((panels, depth, columns), self.dtype)
+            return empty((panels, half.padded(depth) // 2, columns, 2), np.uint16)
+        return empty((panels, depth, columns), self.dtype)
 
     def _places(self, cell: Cell, slots: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
         """The row of the weight matrix for every column of the panels, and where the gradient of every row lies in
@@ -107,8 +108,8 @@ class Packing:
         w_hh = self._room(J, self.output, layout.recurrent * units)
         Q, P = gemm.panels(self.output, dtype), panel_width(VECTORS, dtype)
         shape = (Q, self.hidden, P) if projected else (J * bool(layout.second), self.hidden, layout.second * units)
-        bias = np.empty((J, layout.slots * units), dtype)
-        return Ahead(w_ih, bias, w_hh, np.empty(shape, dtype), np.empty((Q * projected, 1, P), dtype))
+        bias = empty((J, layout.slots * units), dtype)
+        return Ahead(w_ih, bias, w_hh, empty(shape, dtype), empty((Q * projected, 1, P), dtype))
 
     def backward(self, inputs: int, projected: bool) -> Back:
         """Room for what a scan streams on its way back."""
@@ -119,7 +120,7 @@ class Packing:
         if projected:
             shape = gemm.panels(self.hidden, dtype), self.output
         w_ih = self._room(gemm.panels(inputs, dtype) if inputs else 0, len(self.input_order), P)
-        return Back(w_hh, np.empty((*shape, P), dtype), w_ih)
+        return Back(w_hh, empty((*shape, P), dtype), w_ih)
 
     def pack(self, weights: Weights, into: Ahead) -> list[Stage]:
         """The stages that pack weights for a scan."""

@@ -19,6 +19,7 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels import simd
+from nbrnn.kernels.memory import empty
 from nbrnn.layers.direction import Carry, Direction, Given, Panels, Shape, Tape
 from nbrnn.layers.dropout import draw, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
@@ -553,7 +554,7 @@ class Recurrent(Module):
         self, layer: int, x: np.ndarray, states: list[list[np.ndarray]], run: _Run, tapes: list[Tape]
     ) -> np.ndarray:
         """The slots of one layer's output, read-only."""
-        y = np.empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
+        y = empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
         parts, rows = self._parts_of(run), self._rows(layer)
         for row in rows:
             how = run.given[row], run.keep, None if run.panels is None else run.panels[row]
