@@ -15,7 +15,7 @@ libraries, threads and compiled code are there; gives back all free memory; make
 from an earlier step; and does one step. What counts is the resident memory at its peak during that step, above what the
 process held before it had the layer, less the parameters, x and the gradient of y (of the language model, less
 parameters and tokens): these are the same for all. So y, all gradients, what is kept for the way back, packed weights
-and work arrays are in it.
+and work arrays are in it. The kernel counts pages in batches, so a quarter of a MB is uncertain.
 
 `--denormal` compares the time of inputs and gradients too small for a full mantissa with that of usual ones.
 """
