@@ -1,6 +1,6 @@
 """How time grows with the number of steps T, of rows B and of hidden units H.
 
-    python benchmarks/scaling.py                          LSTM and GRU, some six minutes
+    python benchmarks/scaling.py                          LSTM and GRU, some six minutes, 3 GB
     python benchmarks/scaling.py --cells GRU --work train --threads 1 --out results
 
 Around T 50, B 32, I = H = 128 one size is changed at a time, over two powers of ten and with numbers that fill no
