@@ -15,16 +15,21 @@ nearest cache, on as many threads, measured in the same process before each tabl
 thread too: where two reach well below twice as much, other work holds a core, the share is too high, and engines whose
 threads wait for each other look slower than they are. The last lines are geometric means.
 
---out writes all tables to peers.md, and the ratios as bars to peers.png.
+--out writes all tables to peers.md, the times as numbers to peers.json, and the ratios as bars to peers.png; of the
+last two, `benchmarks/readme.py` makes a section of the README.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
+import platform
+import re
 import sys
 from collections import defaultdict
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +92,17 @@ MODELS = {
 }
 
 
-# ------------------------------------------------------------------ the peak
+# ------------------------------------------------------------------ the machine and its peak
+
+
+def machine():
+    """The processor in words."""
+    from nbrnn.kernels.simd import instruction_set
+
+    info = Path("/proc/cpuinfo")
+    named = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    name = re.sub(r"\((R|TM)\)", "", named[1] if named else platform.processor() or platform.machine())
+    return f"{name} with {instruction_set()}, {os.cpu_count()} cores"
 
 
 def peak_of(engine, dtype, threads):
@@ -108,14 +123,14 @@ class Report:
     Attributes
     ----------
     lines : list of str
-    ratios : dict
-        For each dtype and number of threads, the cases: label, ratio by best, ratio by median.
+    cases : list of dict
+        What was measured: work, cell, shape, dtype, threads, and ms: best and median of each engine.
     peaks : dict
         For each dtype and number of threads, the most operations per second measured so far.
     """
 
     def __init__(self):
-        self.lines, self.ratios, self.peaks = [], defaultdict(list), defaultdict(float)
+        self.lines, self.cases, self.peaks = [], [], defaultdict(float)
 
     def say(self, line=""):
         print(line, flush=True)
@@ -135,7 +150,21 @@ class Report:
     def save(self, folder):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "peers.md").write_text("\n".join(self.lines).strip() + "\n")
-        save_chart(self.ratios, folder / "peers.png")
+        engines = dict.fromkeys(name for case in self.cases for name in case["ms"] if name != "nbrnn")
+        versions = {name: metadata.version(name) for name in engines}
+        known = {"machine": machine(), "engines": versions, "cases": self.cases}
+        (folder / "peers.json").write_text(json.dumps(known, indent=1) + "\n")
+        save_chart(self.cases, folder / "peers.png")
+
+
+def ratios_of(case):
+    """The fastest other engine's time to ours, by best and by median."""
+    ours = case["ms"]["nbrnn"]
+    return [min(times[n] for name, times in case["ms"].items() if name != "nbrnn") / ours[n] for n in (0, 1)]
+
+
+def label_of(case):
+    return f"{case['cell']} {','.join(map(str, case['shape']))}"
 
 
 def add_table(report, work, shapes, engines, dtype, threads, rounds):
@@ -149,13 +178,14 @@ def add_table(report, work, shapes, engines, dtype, threads, rounds):
         ratios = []
         for shape in shapes[cell]:
             found = compare(engines, (work, cell, shape, dtype, threads), rounds)
+            case = {"work": work, "cell": cell, "shape": shape, "dtype": dtype, "threads": threads, "ms": found}
+            report.cases.append(case)
             columns = ["{:.2f} ({:.2f})".format(*times) for times in found.values()]
-            ours, *others = found.values()
-            ratios.append([min(other[n] for other in others) / ours[n] for n in (0, 1)])
+            ratios.append(ratios_of(case))
             best, median = ratios[-1]
-            label, speed = f"{cell} {','.join(map(str, shape))}", operations(work, cell, shape) / ours[0] * 1e3
-            report.row(label, *columns, f"{best:.2f}", f"{median:.2f}", f"{speed / 1e9:.1f}", f"{speed / peak:.0%}")
-            report.ratios[dtype, threads].append((f"{work} {label}", best, median))
+            speed = operations(work, cell, shape) / found["nbrnn"][0] * 1e3
+            rates = f"{speed / 1e9:.1f}", f"{speed / peak:.0%}"
+            report.row(label_of(case), *columns, f"{best:.2f}", f"{median:.2f}", *rates)
             if work in MODELS:
                 tokens = 1e3 * shape[0] * shape[1]
                 report.row("tokens/s", *(f"{tokens / times[0]:,.0f}" for times in found.values()), *[""] * 4)
@@ -167,9 +197,13 @@ def geometric_mean(values):
     return math.prod(values) ** (1 / len(values))
 
 
-def save_chart(ratios, path):
+def save_chart(cases, path):
     """Bars of the ratios by best, a dot for those by median; a panel for each dtype and number of threads."""
     import matplotlib
+
+    ratios = defaultdict(list)
+    for case in cases:
+        ratios[case["dtype"], case["threads"]].append((f"{case['work']} {label_of(case)}", *ratios_of(case)))
 
     matplotlib.use("Agg")
     from matplotlib import pyplot, ticker
@@ -214,7 +248,7 @@ def arguments():
     parser.add_argument("--threads", nargs="+", type=int, default=[min(2, os.cpu_count() or 1)])
     parser.add_argument("--engines", nargs="+", choices=others, default=installed(), help="default: those installed")
     parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write peers.md and peers.png")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="write peers.md, peers.json and peers.png")
     args = parser.parse_args()
     if not args.engines:
         parser.error("no other engine is installed: pip install '.[bench]'")

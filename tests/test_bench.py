@@ -82,15 +82,16 @@ def test_an_engine_that_ends_says_on_what():
 
 
 @pytest.mark.parametrize("cell", engines.GATES)
-def test_the_onnx_model_is_the_layer(cell):
-    """What ONNX Runtime is timed on computes what ours does, with ONNX's order of gates."""
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_what_runs_onnx_is_timed_on_the_layer(engine, cell):
+    """What is timed computes what ours does, with ONNX's order of gates."""
     pytest.importorskip("onnx")
-    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip(engine)
     from onnx import load_from_string, numpy_helper
 
     model, data = engines.onnx_layer(cell, SHAPE)
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
-    (want,) = session.run(None, data)
+    found = engines.ENGINES[engine]("infer", cell, SHAPE, "float32", 1)()
+    want = np.asarray(found[0])  # OpenVINO answers with a mapping, whose keys may be numbers
     weights = {one.name: numpy_helper.to_array(one)[0] for one in load_from_string(model).graph.initializer}
     order = {"LSTM": (0, 2, 3, 1), "GRU": (1, 0, 2), "RNN": (0,)}[cell]
 
@@ -104,6 +105,23 @@ def test_the_onnx_model_is_the_layer(cell):
          "bias_hh_l0": bias_hh}
     )  # fmt: skip
     np.testing.assert_allclose(layer(data["X"])[0], want[:, 0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", engines.GATES)
+def test_what_jax_is_timed_on_is_the_layer(cell, monkeypatch):
+    pytest.importorskip("jax")
+    monkeypatch.delattr("os.sched_setaffinity", raising=False)  # this process keeps its cores
+    want, (want_params, want_dx) = engines.jax_case("train", cell, SHAPE, "float64", 1)()
+    names = [f"{name}_l0" for name in ("weight_ih", "bias_ih", "weight_hh", "bias_hh")]
+    params, x, dy = engines.jax_data(cell, SHAPE)
+    layer = getattr(nbrnn, cell)(SHAPE[2], SHAPE[3], dtype="float64")
+    layer.load_state_dict(dict(zip(names, params)))
+    y, _, pullback = layer.vjp(x)
+    dx, _, grads = pullback(dy)
+    inferred = engines.jax_case("infer", cell, SHAPE, "float64", 1)()
+    pairs = [(y, want), (y, inferred), (dx, want_dx), *((grads[name], want) for name, want in zip(names, want_params))]
+    for ours, theirs in pairs:
+        np.testing.assert_allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is not installed")

@@ -213,11 +213,8 @@ def jax_case(work, cell, shape, dtype, threads):
     import jax
 
     jax.config.update("jax_enable_x64", dtype == "float64")
-    T, B, I, H = shape
-    gates, rng, layer = GATES[cell] * H, np.random.default_rng(0), jax_layer(cell, jax)
-    params = [rng.uniform(-1, 1, size) * H**-0.5 for size in ((gates, I), (gates,), (gates, H), (gates,))]
-    x, dy = (rng.standard_normal((T, B, size)) for size in (I, H))
-    params, x, dy = jax.tree_util.tree_map(lambda array: jax.numpy.asarray(array, dtype), (params, x, dy))
+    layer = jax_layer(cell, jax)
+    params, x, dy = jax.tree_util.tree_map(lambda array: jax.numpy.asarray(array, dtype), jax_data(cell, shape))
 
     def gradients(params, x, dy):
         y, pullback = jax.vjp(layer, params, x)
@@ -228,6 +225,14 @@ def jax_case(work, cell, shape, dtype, threads):
         return lambda: jax.block_until_ready(infer(params, x))
     train = jax.jit(gradients)
     return lambda: jax.block_until_ready(train(params, x, dy))
+
+
+def jax_data(cell, shape):
+    """Parameters, x and dy."""
+    T, B, I, H = shape
+    gates, rng = GATES[cell] * H, np.random.default_rng(0)
+    params = [rng.uniform(-1, 1, size) * H**-0.5 for size in ((gates, I), (gates,), (gates, H), (gates,))]
+    return params, *(rng.standard_normal((T, B, size)) for size in (I, H))
 
 
 def jax_layer(cell, jax):

@@ -1,0 +1,78 @@
+"""Rewrite README.md's comparison with other engines from what `peers.py --out FOLDER` measured.
+
+    python benchmarks/peers.py --out results && python benchmarks/readme.py results
+    python benchmarks/readme.py results --to /tmp/copy/README.md
+
+What stands between the two comments `<!-- peers -->` and `<!-- /peers -->` is replaced: by a row for each cell and kind
+of work, and by the chart, which is copied to docs/img beside the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import textwrap
+from collections import defaultdict
+from pathlib import Path
+
+from peers import ROOT, geometric_mean, ratios_of
+
+BEGIN, END = "<!-- peers -->", "<!-- /peers -->"
+ENGINES = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "jax": "JAX"}
+WORK = {
+    "train": "forward and backward",
+    "infer": "inference",
+    "step": "training step, d2l.ai model",
+    "zaremba": "training step, Zaremba et al.",
+}
+
+
+def section(known):
+    """The Markdown of what peers.json holds."""
+    versions = known["engines"]
+    engines = [f"{ENGINES[n]} {'.'.join(versions[n].split('.')[:2])}" for n in ENGINES if n in versions]
+    others = " and ".join(filter(None, (", ".join(engines[:-1]), engines[-1])))
+    words = f"""Against {others} on the same machine ({known["machine"]}), each engine in its own process, rounds
+        interleaved. How many times the fastest of them takes as long as nbrnn, by best times and, in brackets, by
+        medians: the geometric mean of all shapes, and the least favourable one. On a shared machine only the ratios of
+        one run mean something, and they move by a tenth from run to run. `python benchmarks/peers.py` makes the whole
+        table."""
+    lines = textwrap.wrap(" ".join(words.split()), 120)
+    groups = defaultdict(lambda: defaultdict(list))
+    for case in known["cases"]:
+        groups[case["dtype"], case["threads"]][case["work"], case["cell"]].append(case)
+    for (dtype, threads), rows in groups.items():
+        head = f"{dtype}, {threads} thread{'s' * (threads > 1)}"
+        lines += ["", f"| {head} | shapes | geometric mean | least |", "| --- | ---: | ---: | ---: |"]
+        for (work, cell), cases in rows.items():
+            columns = list(zip(*map(ratios_of, cases)))  # by best, by median
+            mean, least = ("{:.2f} ({:.2f})".format(*map(summary, columns)) for summary in (geometric_mean, min))
+            lines.append(f"| {cell}, {WORK[work]} | {len(cases)} | {mean} | {least} |")
+    lines += ["", "![Times of the fastest other engine, nbrnn = 1, shape by shape](docs/img/peers.png)"]
+    return "\n".join(lines)
+
+
+def rewrite(folder, path):
+    """Put the section into a README, and the chart beside it."""
+    before, begin, rest = path.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise SystemExit(f"{path}: there are no comments {BEGIN} and {END}")
+    text = section(json.loads((folder / "peers.json").read_text()))
+    images = path.parent / "docs" / "img"
+    images.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder / "peers.png", images)
+    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--to", type=Path, default=ROOT / "README.md", metavar="README")
+    args = parser.parse_args()
+    rewrite(args.folder, args.to)
+
+
+if __name__ == "__main__":
+    main()
