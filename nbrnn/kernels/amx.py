@@ -126,12 +126,13 @@ def room(typingctx, vectors):
 def product(vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
     """C[:rows, :columns] = start + A @ B for a panel of `vectors` tiles; a, b: words, and their counts."""
     N, row, scratch = vectors * WORDS, 0, room(vectors)
+    columns = min(columns, N)
     while row < rows:
         left, at = rows - row, shift(a, 2 * row * lda)
-        if columns >= N and left >= 2 * ROWS:
+        if columns == N and left >= 2 * ROWS:
             block(2, vectors, at, lda, b, depth, shift(start, row * ld_start), ld_start, shift(c, row * ldc), ldc)
             row += ROWS
-        elif columns >= N and left >= ROWS:
+        elif columns == N and left >= ROWS:
             block(1, vectors, at, lda, b, depth, shift(start, row * ld_start), ld_start, shift(c, row * ldc), ldc)
         else:
             _copy(shift(start, row * ld_start), ld_start, scratch, N, min(left, ROWS), columns)

@@ -18,7 +18,7 @@ from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.jit import jitable, sharded
 from nbrnn.kernels.memory import aligned
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store, store_first
-from nbrnn.kernels.tiles import VECTORS, outer, panel_width, product
+from nbrnn.kernels.tiles import VECTORS, outer, panel_width, prefetch, product
 
 FACTORS = np.random.default_rng(0).integers(2**64, size=2048, dtype=np.uint64) | np.uint64(1)  # of fingerprints
 ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 6 or 8
@@ -221,7 +221,7 @@ class Factors(Constants):
     left, right : callable
         What `_gather` and `_gather_panels` do.
     add : callable
-        ``add(kernel, left, block, n, depth, c, N, count, columns)``: a tile of dw plus the product of a block of dy with
+        ``add(kernel, left, block, n, depth, c, N, count, columns)``: to a tile of dw the product of a block of dy with
         the panel of x that begins with column n.
     """
 
@@ -252,7 +252,8 @@ def gradient_by(factors, s, shards, kernel, dy, x, offset, ldx, rows, runs, piec
     span = 1 if dw.size <= LARGE else max(1, SPAN // max(1, blocks))
     scratch = factors.room(dy, blocks, span)
     for k in range(0, max(1, len(dy)), factors.depth * span):
-        _gradient_block(factors, s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
+        here = x, offset, ldx, rows, runs, piece, step, add, dw, db
+        _gradient_block(factors, s, shards, kernel, dy, k, here, scratch)
 
 
 @sharded
@@ -265,9 +266,10 @@ def gradient_with_tokens(
     """
     P = VECTORS * lanes_of(pointer(dy, 0))
     scratch = _scratch(dy, (dw.shape[1] + P - 1) // P, 1)
+    here = x, offset, ldx, rows, runs, piece, step, add, dw, db
     sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(WHOLE, s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch)
+        _gradient_block(WHOLE, s, shards, kernel, dy, k, here, scratch)
         _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
@@ -281,12 +283,10 @@ def _scratch(dy, blocks, span):
 
 
 @jitable
-def _gradient_block(
-    factors, s, shards, kernel, dy, k, x, offset, ldx, rows, runs, piece, step, add, dw, db, scratch
-):
+def _gradient_block(factors, s, shards, kernel, dy, k, here, scratch):
     """Add what some blocks of rows of dy give, k before the end: all runs find them in a near cache, put there by the
     first."""
-    left, right = scratch
+    (x, offset, ldx, rows, runs, piece, step, add, dw, db), (left, right) = here, scratch
     P, span, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), len(right), factors.depth
     N = dw.shape[1]
     blocks = (N + P - 1) // P
@@ -343,6 +343,8 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
             total = load(pointer(db, row + c), count - c)
             for m in range(depth):
                 value = load(pointer(dy, at - m * ldy), count - c)
+                # Rows lie too far apart for the CPU to see what the next run will read.
+                prefetch(pointer(dy, at - m * ldy), P)
                 store(pointer(out, m * P + c), value, W)
                 total += value
             if sums:

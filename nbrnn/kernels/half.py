@@ -21,18 +21,15 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.jit import jitable, native
+from nbrnn.kernels.jit import native
 from nbrnn.kernels.simd import (
     FEATURES,
     VECTOR_BYTES,
     Lanes,
     emit_either,
     emit_load,
-        emit_splat,
+    emit_splat,
     emit_transposed,
-    lanes_of,
-    load,
-    shift,
     vector_type,
 )
 from nbrnn.kernels.tiles import Tile, emit_panel
@@ -208,7 +205,7 @@ def load_side(typingctx, p, side):
 
 @intrinsic
 def store_columns(typingctx, p, ld, source, stride, rows, columns):
-    """p[c ld + k] = source[k stride + c], rounded: c from 0 to one vector, k to two; zeros from `rows`, `columns` on."""
+    """p[c ld + k] = source[k stride + c], rounded, for a vector of c and two of k; zeros from `rows`, `columns` on."""
     W = LANES.count
 
     def codegen(context, builder, sig, args):

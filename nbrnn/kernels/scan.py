@@ -808,7 +808,7 @@ def _step_back_half(cell, p, part, at, states, gradients, beside, mid, team):
         for q in range(q0, q1):
             into = shift(dh, q * PANEL)
             b = _half(p.w_hh, q * depth * PANEL)
-            product(p.kernel, rounded, depth, b, depth, into, ld, into, ld, rows, PANEL)
+            product(p.kernel, rounded, depth, b, depth, into, ld, into, ld, rows, _filled(p.P - q * PANEL, W))
 
 
 @jitable
@@ -822,7 +822,7 @@ def _step_back_with_operand(cell, p, part, at, states, gradients, beside, mid, t
     for n in range(p0, p1):
         into = shift(dm, n * PANEL)
         _clear(into, ld, rows, PANEL)
-        _product_back(cell, p, p.w_mid, at, start, count, n, into, ld, rows)
+        _product_back(cell, p, p.w_mid, at, start, count, n, p.H, into, ld, rows)
     _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld)
     _wait(p, team, 2, 2)
     _recurrent_back(cell, p, part, at, gradients)
@@ -907,22 +907,29 @@ def _recurrent_back(cell, p, part, at, gradients):
     total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
     start, count = (total - recurrent - second) * W, recurrent * W
     for q in range(q0, q1):
-        _product_back(cell, p, p.w_hh, at, start, count, q, shift(dh, q * VECTORS * W), ld, rows)
+        _product_back(cell, p, p.w_hh, at, start, count, q, p.P, shift(dh, q * VECTORS * W), ld, rows)
 
 
 @jitable
-def _product_back(cell, p, weights, at, start, count, q, into, ld, rows):
-    """Add the product of some slots of the tape with panel q of transposed weights."""
-    (gates, g_m, g_j), PANEL = at, VECTORS * lanes_of(into)
-    J = g_m // g_j
+def _product_back(cell, p, weights, at, start, count, q, size, into, ld, rows):
+    """Add the product of some slots of the tape with panel q of transposed weights, which have `size` columns."""
+    (gates, g_m, g_j), W = at, lanes_of(into)
+    J, PANEL = g_m // g_j, VECTORS * W
+    columns = _filled(size - q * PANEL, W)
     b = _at(cell, weights, q * J * count * PANEL)
     if count == g_j:
-        product(p.kernel, gates, g_m, b, J * count, into, ld, into, ld, rows, PANEL)
+        product(p.kernel, gates, g_m, b, J * count, into, ld, into, ld, rows, columns)
     else:
         # These slots are a piece of every panel.
         for n in range(J):
             a, piece = shift(gates, n * g_j + start), shift(b, n * count * PANEL)
-            product(p.kernel, a, g_m, piece, count, into, ld, into, ld, rows, PANEL)
+            product(p.kernel, a, g_m, piece, count, into, ld, into, ld, rows, columns)
+
+
+@jitable
+def _filled(columns, W):
+    """So many columns, filled up to whole vectors, of which all have room; more than a panel stands for all of it."""
+    return (columns + W - 1) // W * W
 
 
 @jitable

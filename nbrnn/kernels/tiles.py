@@ -86,6 +86,17 @@ def _call_kernel(builder, kernel, *args):
     builder.call(builder.inttoptr(kernel, signature.as_pointer()), args)
 
 
+@intrinsic
+def prefetch(typingctx, p, offset):
+    """Ask for the memory `offset` elements behind p, which need not exist."""
+
+    def codegen(context, builder, sig, args):
+        _prefetch(builder, builder.gep(args[0], [args[1]]))
+        return context.get_dummy_value()
+
+    return types.void(p, types.intp), codegen
+
+
 # ------------------------------------------------------------------ kernels, compiled once and called by address
 
 
@@ -124,14 +135,26 @@ def _panel(typingctx, transposed, vectors, a, lda, b, depth, start, ld_start, c,
 
 
 def emit_panel(builder, kind, transposed, vectors, vector, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
-    """Emit a kernel of some kind of tiles."""
-    ldb, first = INT(vectors * vector.count), 0
-    for group in column_groups(vectors):
-        at = INT(first * vector.count)
-        pointers = [a, *(builder.gep(x, [at]) for x in (b, start, c))]
-        tile = kind(builder, vector, group, transposed, (lda, ldb, ld_start, ldc), depth, builder.sub(columns, at))
-        _row_loop(builder, rows, rows_per_tile(group), tile, pointers)
-        first += group
+    """Emit a kernel of some kind of tiles, for each number of vectors that `columns` may fill."""
+    function, strides = builder.function, (lda, INT(vectors * vector.count), ld_start, ldc)
+    done = function.append_basic_block("whole")
+    full = builder.sdiv(builder.add(columns, INT(vector.count - 1)), INT(vector.count))
+    some = function.append_basic_block(f"vectors{vectors}")
+    choice = builder.switch(full, some)
+    for count in range(vectors, 0, -1):
+        if count < vectors:
+            some = function.append_basic_block(f"vectors{count}")
+            choice.add_case(INT(count), some)
+        builder.position_at_end(some)
+        first = 0
+        for group in column_groups(count):
+            at = INT(first * vector.count)
+            pointers = [a, *(builder.gep(x, [at]) for x in (b, start, c))]
+            tile = kind(builder, vector, group, transposed, strides, depth, builder.sub(columns, at))
+            _row_loop(builder, rows, rows_per_tile(group), tile, pointers)
+            first += group
+        builder.branch(done)
+    builder.position_at_end(done)
 
 
 # ------------------------------------------------------------------ code generation

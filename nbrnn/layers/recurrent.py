@@ -96,9 +96,9 @@ class Recurrent(Module):
         at least 64. The gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two
         directions.
     products : {"bfloat16"} or None
-        The precision to which the factors of products are rounded; None is that of `dtype`. With "bfloat16", parameters,
-        sums, states and gradients stay float32: only what is multiplied is rounded to 8 bits of mantissa. For cells with
-        one product in a step, and float32.
+        To what the factors of products are rounded; None: to nothing less than `dtype`. With "bfloat16", parameters,
+        sums, states and gradients stay float32, and only what is multiplied is rounded to 8 bits of mantissa. For
+        cells with one product in a step, and float32.
     given : mapping of str to float or None
         Numbers that the cell takes in every call where the call does not give them.
 
@@ -239,7 +239,8 @@ class Recurrent(Module):
         """For each layer and direction what runs it."""
         projection = self.projection if self.proj_size else None
         zoneout = tuple(p > 0 for p in self.zoneout)
-        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, self.products == "bfloat16")
+        half = self.products == "bfloat16"
+        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, half)
         shape = Shape(self.cell, self.hidden_size, self.out_size, self.dtype, self.bias, options)
         return [
             Direction(shape, self._inputs(row // self.directions), end, reverse)

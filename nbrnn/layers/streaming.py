@@ -10,8 +10,8 @@ that allocates nothing. Its results are the bits of the whole sequence in one ca
 from __future__ import annotations
 
 import copy
-from itertools import chain
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
