@@ -520,6 +520,14 @@ def _forward(shard, shards, cell, numbers):
 
 
 @jitable
+def _turn(n, first, stop, team):
+    """The n-th panel of a step: every second step goes from the last one to the first, so that weights which are larger
+    than a core's cache are found there in part."""
+    _, step = team
+    return first + stop - 1 - n if step & 1 else n
+
+
+@jitable
 def _panels(count, width):
     return (count + width - 1) // width
 
@@ -534,7 +542,8 @@ def _beside(cell, p, here, once, plane):
 @jitable
 def _step(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell with one product."""
-    for j in range(part[2], part[3]):
+    for n in range(part[2], part[3]):
+        j = _turn(n, part[2], part[3], team)
         _products(cell, p, row, part, at, states, j)
         _forward_tile(cell, p, j, part, at, states, beside)
     if cell.recurrent > 0:
@@ -550,7 +559,8 @@ def _step_half(cell, p, row, part, at, states, beside, rounded, team):
     start = cell.slots * U * W - recurrent
     if recurrent > 0:
         round_rows(h_prev, ld, rows, p.P, p.P, 1, rounded, depth)
-    for j in range(j0, j1):
+    for n in range(j0, j1):
+        j = _turn(n, j0, j1, team)
         g = shift(gates, j * g_j)
         if row >= 0:
             _input(cell, p, row, rows, j, g, g_m)
@@ -790,7 +800,7 @@ def _step_back(cell, p, part, at, states, gradients, beside, mid, team):
     if cell.recurrent > 0:
         # One meeting a product is enough: dh of a unit is read and written by its own shard alone
         _wait(p, team, 1, 1)
-        _recurrent_back(cell, p, part, at, gradients)
+        _recurrent_back(cell, p, part, at, gradients, team)
 
 
 @jitable
@@ -805,7 +815,8 @@ def _step_back_half(cell, p, part, at, states, gradients, beside, mid, team):
         _wait(p, team, 1, 1)
         slots = shift(gates, cell.slots * U * W - piece)
         round_rows(slots, g_m, rows, g_j, piece, g_m // g_j, rounded, depth)
-        for q in range(q0, q1):
+        for n in range(q0, q1):
+            q = _turn(n, q0, q1, team)
             into = shift(dh, q * PANEL)
             b = _half(p.w_hh, q * depth * PANEL)
             product(p.kernel, rounded, depth, b, depth, into, ld, into, ld, rows, _filled(p.P - q * PANEL, W))
@@ -825,7 +836,7 @@ def _step_back_with_operand(cell, p, part, at, states, gradients, beside, mid, t
         _product_back(cell, p, p.w_mid, at, start, count, n, p.H, into, ld, rows)
     _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld)
     _wait(p, team, 2, 2)
-    _recurrent_back(cell, p, part, at, gradients)
+    _recurrent_back(cell, p, part, at, gradients, team)
 
 
 @jitable
@@ -851,7 +862,7 @@ def _step_back_with_projection(cell, p, part, at, states, gradients, beside, mid
     _backward_tile(cell, -1, part, at, hidden, inside, beside)
     _wait(p, team, 2, 2)
     _clear(shift(dh, q0 * PANEL), ld_dh, rows, (q1 - q0) * PANEL)
-    _recurrent_back(cell, p, part, at, gradients)
+    _recurrent_back(cell, p, part, at, gradients, team)
 
 
 @jitable
@@ -896,17 +907,18 @@ def _step_back_normalised(cell, p, part, at, states, gradients, beside, mid, tea
             store_many(shift(dc, dc_at), dplane, dprev[1:], left)
             accumulate_many(shift(down, m * ld_down + unit), down_plane, dmine)
         normalise_back(cell, shift(scratch, m * ld_scratch), shift(gates, m * g_m), g_j, H, shift(stats, m * count))
-    _recurrent_back(cell, p, part, at, gradients)
+    _recurrent_back(cell, p, part, at, gradients, team)
 
 
 @jitable
-def _recurrent_back(cell, p, part, at, gradients):
+def _recurrent_back(cell, p, part, at, gradients, team):
     """Add what the gradients of the pre-activations mean for what was fed back."""
     (rows, _, _, _, _, _, q0, q1), (_, dh, ld, _, _, _, _, _) = part, gradients
     W, U = lanes_of(dh), cell.vectors
     total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
     start, count = (total - recurrent - second) * W, recurrent * W
-    for q in range(q0, q1):
+    for n in range(q0, q1):
+        q = _turn(n, q0, q1, team)
         _product_back(cell, p, p.w_hh, at, start, count, q, p.P, shift(dh, q * VECTORS * W), ld, rows)
 
 
