@@ -642,16 +642,18 @@ def test_calls_of_all_kinds_may_take_turns():
     floats, tokens = rng.standard_normal((6, 6, 9)), rng.integers(0, 9, (6, 6))
     grads = [nbrnn.Parameters.zeros(nbrnn.CTRNN(9, 40, dtype="float64").params.shapes, "float64") for _ in range(2)]
 
-    def results(layer, x, dt, out):
-        y, state, pullback = layer.vjp(x, dt=dt)
-        dx, dstate, found = pullback(np.cos(y), out=out)
-        return [y, state, np.zeros(0) if dx is None else dx, dstate, found.flat.copy(), layer(x, dt=dt)[0]]
+    def results(layer, x, dt, out, first, last):
+        begin, dlast = (np.full((1, x.shape[1], 40), 0.5) if there else None for there in (first, last))
+        y, state, pullback = layer.vjp(x, begin, dt=dt)
+        dx, dstate, found = pullback(np.cos(y), dlast, out=out)
+        return [y, state, np.zeros(0) if dx is None else dx, dstate, found.flat.copy(), layer(x, begin, dt=dt)[0]]
 
     used = nbrnn.CTRNN(9, 40, dtype="float64", seed=0)
     dts = 0.5, np.linspace(0.1, 1.0, 6), np.linspace(0.1, 1.0, 36).reshape(6, 6)
     calls = [(x, dt, out) for x in (floats, tokens, floats[:, :2], floats[:3]) for dt in dts for out in (*grads, None)]
     calls = [call for call in calls if np.ndim(call[1]) == 0 or call[0].shape[:2] == (6, 6)]
     for n in rng.permutation(np.tile(np.arange(len(calls)), 3)):
-        want = results(nbrnn.CTRNN(9, 40, dtype="float64", seed=0), *calls[n])
-        for one, other in zip(results(used, *calls[n]), want):
+        ends = rng.random(2) < 0.5
+        want = results(nbrnn.CTRNN(9, 40, dtype="float64", seed=0), *calls[n], *ends)
+        for one, other in zip(results(used, *calls[n], *ends), want):
             np.testing.assert_array_equal(one, other)

@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,6 +103,7 @@ def _cached(compile: Callable) -> Any:
 # ------------------------------------------------------------------ kernels
 
 KERNEL = types.void(types.intp, types.intp, types.CPointer(types.int64))
+FLOAT, INTEGER = struct.Struct("=d"), struct.Struct("=q")  # of the same bits
 
 
 class Kernel:
@@ -166,21 +168,25 @@ def stage(function: Any, shards: int, *args: Any) -> Stage:
     """
     kinds, numbers, arrays = [], [], []
     for arg in args:
-        if isinstance(arg, np.ndarray):
-            kinds.append((arg.dtype, arg.ndim))
+        if isinstance(arg, int):
+            kind = int
+            numbers.append(arg)
+        elif isinstance(arg, np.ndarray):
+            kind = arg.dtype, arg.ndim
             arrays.append((len(numbers), arg))
             numbers += locate(arg), *arg.shape
+        elif isinstance(arg, float):
+            kind = float
+            numbers += INTEGER.unpack(FLOAT.pack(arg))
         elif isinstance(arg, tuple):
-            kinds.append(len(arg))
+            kind = len(arg)
             numbers += arg[: arg.integers]
             arrays += enumerate(arg[arg.integers :], len(numbers))
             numbers += map(locate, arg[arg.integers :])
-        elif isinstance(arg, float):
-            kinds.append(float)
-            numbers.append(int(np.float64(arg).view(np.int64)))
         else:
-            kinds.append(int)
+            kind = int
             numbers.append(int(arg))
+        kinds.append(kind)
     return Stage(getattr(function, "entry", function).address(tuple(kinds)), shards, numbers, arrays)
 
 
@@ -197,8 +203,8 @@ class Stages:
     Parameters
     ----------
     *stages : Stage
-    **named : ndarray
-        Those of their arrays that `put` replaces by others of the same shape. They are not kept alive; all others are.
+    arrays : sequence of ndarray
+        Those of their arrays that `put` replaces by others of the same shapes. They are not kept alive; all others are.
 
     Attributes
     ----------
@@ -206,29 +212,31 @@ class Stages:
         How many stages, for each of them its kernel, shards and where its arguments begin, and the arguments.
     """
 
-    def __init__(self, *stages: Stage, **named: np.ndarray):
+    def __init__(self, *stages: Stage, arrays: Sequence[np.ndarray] = ()):
         numbers, at = [len(stages)], 1 + 3 * len(stages)
-        self._places, self._kept = {name: [] for name in named}, []
-        places = {id(array): self._places[name] for name, array in named.items()}
+        places, self._kept = {id(array): [] for array in arrays}, []
         for one in stages:
             numbers += one.kernel, one.shards, at
             for place, array in one.arrays:
-                if id(array) in places:
-                    places[id(array)].append(at + place)
-                else:
+                found = places.get(id(array))
+                if found is None:
                     self._kept.append(array)
+                else:
+                    found.append(at + place)
             at += len(one.numbers)
         for one in stages:
             numbers += one.numbers
         self.shards = max((one.shards for one in stages), default=1)
         self.table = np.array(numbers, np.int64)
+        self._numbers, self._places = memoryview(self.table), [places[id(array)] for array in arrays]
 
-    def put(self, **named: np.ndarray) -> None:
-        """Exchange named arrays."""
-        for name, array in named.items():
+    def put(self, arrays: Sequence[np.ndarray]) -> None:
+        """Exchange the arrays, in their order."""
+        numbers = self._numbers
+        for array, places in zip(arrays, self._places):
             address = locate(array)
-            for place in self._places[name]:
-                self.table[place] = address
+            for place in places:
+                numbers[place] = address
 
     def run(self) -> None:
         """Run them, each on at most as many threads as it asks for."""
@@ -239,17 +247,21 @@ class Prepared(NamedTuple):
     """Stages, and what has to be the same for a call that uses them again: the same objects, or equal integers."""
 
     key: tuple
-    stages: Stages
+    stages: Stages | list[Stage]
+
+    def serves(self, key: tuple) -> bool:
+        """Whether they may be used again."""
+        return all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self.key, key))
 
 
 def prepare(
-    known: Prepared | None, key: tuple, named: Mapping[str, np.ndarray], make: Callable[[], list[Stage]]
+    known: Prepared | None, key: tuple, arrays: Sequence[np.ndarray], make: Callable[..., list[Stage]], *args: Any
 ) -> Prepared:
-    """Those of an earlier call with this call's arrays, or new ones."""
-    if known is not None and all(a is b or (isinstance(a, int) and a == b) for a, b in zip(known.key, key)):
-        known.stages.put(**named)
+    """Those of an earlier call with this call's arrays, each another object, or new ones: ``make(*args)``."""
+    if known is not None and known.serves(key):
+        known.stages.put(arrays)
         return known
-    return Prepared(key, Stages(*make(), **named))
+    return Prepared(key, Stages(*make(*args), arrays=arrays))
 
 
 def run(function: Any, shards: int, *args: Any) -> None:

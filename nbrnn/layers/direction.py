@@ -1,21 +1,21 @@
-"""One layer in one direction: the scan, and the products around it.
+"""One layer in one direction: the scan, and all that is around it.
 
-forward     pack -> first states of the scan -> input product and scan, panel by panel
-backward    scan -> weight, bias and input gradients, each one big product
-finish      the gradients of the first states and of the cell's own parameters
+forward     pack -> first states -> input product and scan, panel by panel -> last states
+backward    pack -> gradients of the last states -> scan -> weight, bias and input gradients, each one big product ->
+            gradients of the first states and of the cell's own parameters
 
 Forward and backward are one call of compiled code each. The memory that they need and the arguments of that call, a
 `Tape`, are used again by the next call with the same steps: a training loop touches no new memory.
 
 A sequence may go through `forward` piece by piece, and through `backward` from its last piece to the first, with the
-same bits: a `Carry` takes along what passes from one piece to the next.
+same bits: what passes from one piece to the next stays in the `Carry`.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,8 +25,9 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options, Program, compile_cell
 from nbrnn.kernels import gemm, half, half_gemm, schedule
 from nbrnn.kernels.barrier import new_counters
-from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, run, stage, threading_layer
+from nbrnn.kernels.jit import Prepared, Stage, Stages, get_num_threads, prepare, run, stage, threading_layer
 from nbrnn.kernels.memory import empty, zeros
+from nbrnn.kernels.rows import clear, copy_rows, own_gradient, pack_own
 from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel
@@ -43,28 +44,38 @@ class Given(NamedTuple):
 
     values: np.ndarray  # [., N, H], or [., B, H] where it is the same for all steps
     by_step: bool
-    mask: np.ndarray | None = None  # [B, H], of what is fed back
-
-
-@dataclass(eq=False)
-class Panels:
-    """The packed weights of one direction, and the stages that pack them from where the parameters were last."""
-
-    ahead: Ahead
-    own: np.ndarray  # [., J U W], the cell's own parameters as the equations take them
-    back: Back | None = None
-    pack: Prepared | None = None
-    pack_back: Prepared | None = None
+    mask: np.ndarray | None = None  # [1, B, H], of what is fed back
 
 
 class Carry(NamedTuple):
     """What backward passes from one piece of a sequence to the one before, and the weights that all of them need."""
 
+    memory: np.ndarray  # of the next three, flat
     dh: np.ndarray  # [B, .], the gradient of what was fed back, filled up to whole panels
     dinner: np.ndarray  # [., B, H], of the states behind it
     down: np.ndarray  # [., B, J U W], of the cell's own parameters
     back: Back
     tokens: bool
+
+
+@dataclass(eq=False)
+class Panels:
+    """The packed weights of one direction, and what the way back through them needs."""
+
+    ahead: Ahead
+    own: np.ndarray  # [., J U W], the cell's own parameters as the equations take them
+    carry: Carry | None = None
+    # The stages that fill them
+    pack: Prepared | None = None
+    pack_back: Prepared | None = None
+
+
+class Place(NamedTuple):
+    """Where a state [B, .] lies: in some rows of a matrix, or the first ones, from some column on."""
+
+    array: np.ndarray
+    rows: np.ndarray
+    column: int
 
 
 @dataclass(eq=False)
@@ -76,7 +87,8 @@ class Tape:
     how: Schedule
     keep: bool
     panels: Panels
-    memory: tuple[np.ndarray, ...]  # of the next three, flat
+    memory: tuple[np.ndarray, ...]  # of the next four, flat
+    first: np.ndarray  # [., B, H], the first states where some are computed from others
     inner: np.ndarray  # [., N + 2 B, H], or [., B, H] where nothing is kept
     middle: np.ndarray  # [N, .] or [B, .]
     gates: np.ndarray  # flat
@@ -86,10 +98,8 @@ class Tape:
     x: np.ndarray | None = None  # [N, I], or tokens [N]
     y: np.ndarray | None = None  # [N + 2 B, D P]
     given: Given | None = None
-    front: Prepared | None = None
     ahead: Prepared | None = None
     back: Prepared | None = None
-    front_back: Prepared | None = None
 
 
 @dataclass(frozen=True)
@@ -137,7 +147,7 @@ class Direction:
         self.program, self.half = shape.program(), shape.options.half
         self.layout = self.program.equations.layout
         self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype, self.half)
-        self.scans = compile_scan(self.program.equations)
+        self.scans, self.fronts = compile_scan(self.program.equations), compile_front(self.program.equations)
         self.projected = shape.options.projection is not None
         self.kernels = self.packing.kernels(self.projected)
         self.names = list(self.shapes())
@@ -194,40 +204,57 @@ class Direction:
         steps: Steps,
         x: np.ndarray,
         y: np.ndarray,
-        states: list[np.ndarray],
+        states: Sequence[np.ndarray],
+        last: Sequence[np.ndarray],
         given: Given,
         keep: bool,
         panels: Panels | None = None,
-    ) -> tuple[Tape, list[np.ndarray]]:
-        """Fill its columns of y; what backward needs, and the last states of the scan.
+    ) -> Tape:
+        """Fill its columns of y and the last states; what backward needs.
 
-        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the cell, or what an earlier call returned;
-        panels: the weights, if they are packed. The tape has to be given back (`release`) after the last use of it and
-        of the states.
+        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states, last: [B, .], those of the cell, or all that the scan has;
+        panels: the weights, if they are packed. The tape has to be given back (`release`) after the last use of it.
         """
-        half = slice(self.reverse * self.output, (self.reverse + 1) * self.output)
-        start, end = steps.ends[self.reverse]
+        pack = keep and panels is None
         tape = self.take(steps, keep, panels or (None if keep else self.packed(params)))
-        if panels is None and keep:
-            self.pack(params, tape.panels)
-        if len(states) < self.layout.states:
-            states = [*self.front(tape, states, given), *states]
-        y[start, half] = states[0]
-        for out, state in zip(tape.inner, states[1:]):
-            out[start if keep else slice(steps.B)] = state
         tape.x, tape.y, tape.given = x, y, given
-        if steps.N:
-            self._run(tape)
-        return tape, [y[end, half], *(array[end if keep else slice(steps.B)] for array in tape.inner)]
-
-    def _run(self, tape: Tape) -> None:
-        """The forward scan."""
-        named = {"x": tape.x, "y": tape.y, "given": tape.given.values}
-        key = tape.x.ndim, tape.given.by_step
-        tape.ahead = prepare(tape.ahead, key, named, lambda: self.scan(tape))
+        key = params.flat if pack else None, len(states), len(last), x.ndim, given.by_step
+        arrays = [*self._beside(tape), *states, *last]
+        tape.ahead = prepare(tape.ahead, key, arrays, self._stages, tape, states, last, params if pack else None)
         if tape.how.by_units:
             tape.counters[:] = 0
         tape.ahead.stages.run()
+        return tape
+
+    def _beside(self, tape: Tape) -> list[np.ndarray]:
+        """What each call brings."""
+        given = tape.given
+        return [tape.x, tape.y, given.values] if given.mask is None else [tape.x, tape.y, given.values, given.mask]
+
+    def _stages(
+        self, tape: Tape, states: Sequence[np.ndarray], last: Sequence[np.ndarray], params: Parameters | None
+    ) -> list[Stage]:
+        """All of the way forward; params: what is to be packed."""
+        pack = [] if params is None else self._pack(params, tape.panels)
+        scan = self.scan(tape) if tape.steps.N else []
+        ends = self._places(tape, 1)[self.layout.states - len(last) :]
+        return [*pack, *self.begin(tape, states), *scan, *copies(ends, whole(last), last)]
+
+    def _places(self, tape: Tape, end: int) -> list[Place]:
+        """Where the states of the scan lie: the first ones, or with `end` the last ones."""
+        slots = tape.steps.ends[self.reverse][end]
+        inside = slots if tape.keep else NO_ROWS
+        return [Place(tape.y, slots, self.reverse * self.output), *(Place(one, inside, 0) for one in tape.inner)]
+
+    def begin(self, tape: Tape, states: Sequence[np.ndarray]) -> list[Stage]:
+        """The stages that bring the first states to their places; those that the cell does not have are computed."""
+        hidden, first, stages = self.program.hidden, tape.first, []
+        if len(states) < self.layout.states:
+            stages += copies(whole(states), whole(first[hidden:]), states)
+            mask, kernel = first[:1] if tape.given.mask is None else tape.given.mask, self.fronts[0]
+            stages.append(stage(kernel, 1, first[hidden:], tape.panels.own, mask, first[:hidden]))
+            states = first
+        return [*stages, *copies(whole(states), self._places(tape, 0), states)]
 
     def scan(self, tape: Tape) -> list[Stage]:
         """The stages of the forward scan."""
@@ -253,17 +280,10 @@ class Direction:
         out = zeros((len(x) + half.BEHIND, half.padded(piece * pieces)), np.uint16)
         return out, [stage(half_gemm.round_matrix, shards_for(20 * out.size), x, first, step, piece, pieces, out)]
 
-    def front(self, tape: Tape, states: list[np.ndarray], given: Given) -> np.ndarray:
-        """Those states of the scan [., B, P] that stand in front of the cell's and are computed from them."""
-        B, H = states[0].shape
-        out = np.empty((self.program.hidden, B, H), self.dtype)
-        if self.program.hidden:
-            states = _stack(states)
-            own, mask, kernel = tape.panels.own, self._mask(given, states[0]), compile_front(self.program.equations)[0]
-            named = {"states": states, "mask": mask, "out": out}
-            tape.front = prepare(tape.front, (own,), named, lambda: [stage(kernel, 1, states, own, mask, out)])
-            tape.front.stages.run()
-        return out
+    def new_states(self, B: int) -> list[np.ndarray]:
+        """Room for all states of the scan, to go on from."""
+        sizes = self.output, *[self.hidden] * (self.layout.states - 1)
+        return [np.empty((B, size), self.dtype) for size in sizes]
 
     def take(self, steps: Steps, keep: bool, panels: Panels | None) -> Tape:
         """A tape: that of an earlier call with these steps, or one in its memory."""
@@ -293,6 +313,7 @@ class Direction:
         shared = not (keep or how.block > 1 or self.layout.second or self.layout.norms)
         columns = packing.columns * (1 if shared else packing.panels)
         shapes = (
+            (self.layout.states if self.program.hidden else 0, B, self.hidden),
             (self.layout.states - 1, N + 2 * B if keep else B, self.hidden),
             (N if keep else B, self.middle),
             ((N if keep else B * how.block) * columns,),
@@ -323,32 +344,35 @@ class Direction:
 
     def pack(self, params: Parameters, panels: Panels) -> Panels:
         """Bring the parameters as they are now into the panels."""
-        panels.pack = prepare(
-            panels.pack, (params.flat,), {}, lambda: self.packing.pack(self._weights(params), panels.ahead)
-        )
-        panels.pack.stages.run()
-        self._pack_own(params, panels.own)
+        Stages(*self._pack(params, panels)).run()
         return panels
 
-    def _pack_own(self, params: Parameters, out: np.ndarray) -> None:
-        """The cell's own parameters as the equations take them, [., J U W]."""
+    def _pack(self, params: Parameters, panels: Panels) -> list[Stage]:
+        """The stages that fill them: those of an earlier call, as long as the parameters stay where they are."""
+        key = params.flat, get_num_threads()
+        if panels.pack is None or not panels.pack.serves(key):
+            stages = self.packing.pack(self._weights(params), panels.ahead)
+            for exponent, values, here in self._own(params):
+                stages.append(stage(pack_own, 1, values, exponent, panels.own[here]))
+            panels.pack = Prepared(key, stages)
+        return panels.pack.stages
+
+    def _pack_back(self, params: Parameters, panels: Panels) -> list[Stage]:
+        """The same for the way back, and zeros where it adds up."""
+        carry = panels.carry
+        key = params.flat, carry, get_num_threads()
+        if panels.pack_back is None or not panels.pack_back.serves(key):
+            zeros = stage(clear, shards_for(10 * carry.memory.size), carry.memory)
+            panels.pack_back = Prepared(key, [zeros, *self.packing.pack_back(self._weights(params), carry.back)])
+        return panels.pack_back.stages
+
+    def _own(self, params: Parameters) -> Iterator[tuple[float, np.ndarray, slice]]:
+        """For each of the cell's own parameters its exponent, 0 for none, its values [., H], and its rows."""
         row = 0
         for one in self.cell.own:
-            value = params[one.name + self.end]
-            here = out[row : row + one.rows, : self.hidden]
-            here[...] = value if one.exponent is None else np.exp(one.exponent * value)
+            values = params[one.name + self.end].reshape(one.rows, self.hidden)
+            yield one.exponent or 0.0, values, slice(row, row + one.rows)
             row += one.rows
-
-    def _pack_back(self, params: Parameters, panels: Panels, tokens: bool) -> Back:
-        """The weights for the way back, those of the input product unless x holds tokens."""
-        if panels.back is None or bool(len(panels.back.w_ih)) == tokens:
-            panels.back = self.packing.backward(0 if tokens else self.inputs, self.projected)
-        panels.pack_back = prepare(
-            panels.pack_back, (params.flat, panels.back), {},
-            lambda: self.packing.pack_back(self._weights(params), panels.back),
-        )  # fmt: skip
-        panels.pack_back.stages.run()
-        return panels.back
 
     def packed(self, params: Parameters) -> Panels:
         """The packed weights: those of the last call where the parameters still are the same, by their fingerprint."""
@@ -360,47 +384,72 @@ class Direction:
             known = self._known = found, self.pack(params, self.new_panels())
         return known[1]
 
-    def _mask(self, given: Given, state: np.ndarray) -> np.ndarray:
-        """The mask of what is fed back, [1, B, H]; anything where there is none."""
-        return (state if given.mask is None else given.mask)[None]
-
     # -------------------------------------------------------------- backward
 
-    def carry(self, params: Parameters, panels: Panels, B: int, dlast: list[np.ndarray] | None, tokens: bool) -> Carry:
-        """From the gradients of the cell's last states [B, .], None for zeros."""
-        dh = zeros((B, gemm.padded(self.output, self.dtype)), self.dtype)
-        dinner = np.zeros((self.layout.states - 1, B, self.hidden), self.dtype)
-        if dlast is not None:
-            # The states that are computed from the cell's stand in front of them.
-            outs = [dh[:, : self.output], *dinner][self.program.hidden :]
-            for out, array in zip(outs, dlast):
-                out[...] = array
-        down = zeros((self.layout.own, B, self.packing.panels * self.packing.units), self.dtype)
-        return Carry(dh, dinner, down, self._pack_back(params, panels, tokens), tokens)
+    def _carry(self, panels: Panels, B: int, tokens: bool) -> Carry:
+        """What the way back of a batch of B rows begins with; its weights leave out those of the input for tokens."""
+        carry = panels.carry
+        if carry is None or len(carry.dh) != B or carry.tokens != tokens:
+            layout, units = self.layout, self.packing.panels * self.packing.units
+            shapes = (
+                (B, gemm.padded(self.output, self.dtype)), (layout.states - 1, B, self.hidden), (layout.own, B, units),
+            )  # fmt: skip
+            sizes = np.cumsum([math.prod(shape) for shape in shapes])
+            memory = empty((int(sizes[-1]),), self.dtype)
+            pieces = (piece.reshape(shape) for piece, shape in zip(np.split(memory, sizes[:-1]), shapes))
+            known = carry is not None and carry.tokens == tokens
+            back = carry.back if known else self.packing.backward(0 if tokens else self.inputs, self.projected)
+            carry = panels.carry = Carry(memory, *pieces, back, tokens)
+        return carry
 
-    def backward(self, grads: Parameters, tape: Tape, dy: np.ndarray, carry: Carry, add: bool) -> np.ndarray | None:
-        """The weight gradients into `grads`, or with `add` added to them; dx [N, I], None for tokens.
+    def backward(
+        self,
+        params: Parameters,
+        grads: Parameters,
+        tape: Tape,
+        dy: np.ndarray,
+        dlast: Sequence[np.ndarray] | None,
+        dfirst: Sequence[np.ndarray] | None,
+        tokens: bool,
+    ) -> np.ndarray | None:
+        """The gradients of the parameters into `grads`; dx [N, I], None for tokens. Uses up the tape.
 
-        Uses up the tape, and turns `carry` into that of the piece before. dy: [N, D P].
+        dy: [N, D P]; dlast: the gradients of the cell's last states [B, .], empty for zeros; dfirst: where those of its
+        first states go. None: there is a piece behind this one, to whose gradients its own are added, or one in front
+        of it, which has yet to come.
         """
-        dx = empty((0 if carry.tokens else tape.steps.N, self.inputs), self.dtype)
-        named = {"x": tape.x, "y": tape.y, "given": tape.given.values, "dy": dy, "dx": dx, "dh": carry.dh,
-                 "dinner": carry.dinner, "down": carry.down}  # fmt: skip
-        key = grads.flat, carry.back, add, tape.given.by_step
-        tape.back = prepare(tape.back, key, named, lambda: self._stages_back(grads, tape, dy, dx, carry, add))
+        carry = self._carry(tape.panels, tape.steps.B, tokens)
+        dx = empty((0 if tokens else tape.steps.N, self.inputs), self.dtype)
+        key = params.flat, grads.flat, carry, tape.given.by_step, -1 if dlast is None else len(dlast), dfirst is None
+        arrays = [*self._beside(tape), dy, dx, *(dlast or ()), *(dfirst or ())]
+        args = params, grads, tape, dy, dx, carry, dlast, dfirst
+        tape.back = prepare(tape.back, key, arrays, self._stages_back, *args)
         tape.counters[:] = 0
         tape.back.stages.run()
-        return None if carry.tokens else dx
+        return None if tokens else dx
 
     def _stages_back(
-        self, grads: Parameters, tape: Tape, dy: np.ndarray, dx: np.ndarray, carry: Carry, add: bool
+        self,
+        params: Parameters,
+        grads: Parameters,
+        tape: Tape,
+        dy: np.ndarray,
+        dx: np.ndarray,
+        carry: Carry,
+        dlast: Sequence[np.ndarray] | None,
+        dfirst: Sequence[np.ndarray] | None,
     ) -> list[Stage]:
-        N, packing, dweights = tape.steps.N, self.packing, self._weights(grads)
+        """All of the way back."""
+        N, packing, stages = tape.steps.N, self.packing, []
+        if dlast is not None:
+            into = whole([carry.dh, *carry.dinner])[self.program.hidden :]
+            stages += [*self._pack_back(params, tape.panels), *copies(whole(dlast), into, dlast)]
         dz = empty((N if self.projected else 0, self.output), self.dtype)
         dgates = tape.gates.reshape(N, packing.panels * packing.columns)
-        stages = [self._scan_back(tape, dy, dz, carry)] if N else []
-        stages += self._weight_gradients(tape, dgates, dz, dweights, add)
-        return stages if carry.tokens else [*stages, *self._input_gradient(dgates, carry.back.w_ih, dx)]
+        stages += [self._scan_back(tape, dy, dz, carry)] if N else []
+        stages += self._weight_gradients(tape, dgates, dz, self._weights(grads), dlast is None)
+        stages += [] if carry.tokens else self._input_gradient(dgates, carry.back.w_ih, dx)
+        return stages if dfirst is None else [*stages, *self._finish(grads, tape, carry, dfirst)]
 
     def _scan_back(self, tape: Tape, dy: np.ndarray, dz: np.ndarray, carry: Carry) -> Stage:
         """From the tape to the gradients of the pre-activations."""
@@ -464,43 +513,40 @@ class Direction:
             return [*stages, stage(half_gemm.multiply, shards, kernel, a, packed, start, dx)]
         return [stage(gemm.multiply, shards, kernel, dgates, 0, step, depth, packed, start, dx)]
 
-    def finish(self, grads: Parameters, states: list[np.ndarray], tape: Tape, carry: Carry) -> list[np.ndarray]:
-        """The gradients of the cell's own parameters into `grads`, and of its first states.
+    def _finish(self, grads: Parameters, tape: Tape, carry: Carry, dfirst: Sequence[np.ndarray]) -> list[Stage]:
+        """The gradients of the first states and of the cell's own parameters.
 
-        states: the first ones of the cell; tape: of the first piece. A gradient passes through those states of the
-        scan that were computed from them.
+        A gradient passes through those states of the scan that were computed from the cell's.
         """
-        dstates, hidden = [carry.dh[:, : self.output], *carry.dinner], self.program.hidden
+        hidden, first, own, found = self.program.hidden, tape.first, tape.panels.own, whole([carry.dh, *carry.dinner])
+        stages = copies(found[hidden:], whole(dfirst), dfirst)
         if hidden:
-            states = _stack(states)
-            d, mask, found = _stack(dstates[:hidden]), self._mask(tape.given, states[0]), np.empty_like(states)
-            named = {"d": d, "states": states, "mask": mask, "found": found, "down": carry.down}
-            kernel = compile_front(self.program.equations)[1]
-            own = tape.panels.own
-            args = d, states, own, mask, found, carry.down
-            tape.front_back = prepare(tape.front_back, (own,), named, lambda: [stage(kernel, 1, *args)])
-            tape.front_back.stages.run()
-            dstates = [a + b for a, b in zip(dstates[hidden:], found)]
-        self._own_gradients(carry.down, tape.panels.own, grads)
-        return dstates
+            d, mask = np.empty_like(first), first[:1] if tape.given.mask is None else tape.given.mask
+            stages += copies(found, whole(d[:hidden]), d[:hidden])
+            args = d[:hidden], first[hidden:], own, mask, d[hidden:], carry.down
+            stages.append(stage(self.fronts[1], 1, *args))
+            stages += copies(whole(d[hidden:]), whole(dfirst), dfirst, add=True)
+        for exponent, out, here in self._own(grads):
+            down = carry.down[here]
+            stages.append(stage(own_gradient, shards_for(10 * down.size), down, own[here], exponent, out))
+        return stages
 
-    def _own_gradients(self, down: np.ndarray, own: np.ndarray, grads: Parameters) -> None:
-        if not self.cell.own:
-            return
-        totals, row = down.sum(axis=1)[:, : self.hidden], 0
-        for one in self.cell.own:
-            rows = slice(row, row + one.rows)
-            total = totals[rows]
-            if one.exponent is not None:  # d exp(k p) = k exp(k p) dp
-                total = total * own[rows, : self.hidden] * self.dtype.type(one.exponent)
-            grads[one.name + self.end][...] = total if one.rows > 1 else total[0]
-            row += one.rows
+
+def whole(states: Iterable[np.ndarray]) -> list[Place]:
+    """Where states lie that are arrays of their own."""
+    return [Place(state, NO_ROWS, 0) for state in states]
+
+
+def copies(
+    sources: Iterable[Place], targets: Iterable[Place], shapes: Iterable[np.ndarray], add: bool = False
+) -> list[Stage]:
+    """The stages that bring states of some arrays' shapes to another place, or add them to what stands there."""
+    found = []
+    for source, target, one in zip(sources, targets, shapes):
+        found.append(stage(copy_rows, shards_for(10 * one.size), *one.shape, *source, *target, add))
+    return found
 
 
 def _room(size: int, old: np.ndarray | None, dtype: np.dtype) -> np.ndarray:
     """Memory for so many numbers: the old one unless it is too small or by far too large."""
     return old if old is not None and size <= old.size <= 4 * size else empty((size,), dtype)
-
-
-def _stack(arrays: list[np.ndarray]) -> np.ndarray:
-    return np.ascontiguousarray(arrays[0][None] if len(arrays) == 1 else np.stack(arrays))

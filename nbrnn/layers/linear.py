@@ -78,7 +78,10 @@ class Linear(Pointwise):
         return check_floats("x", x, self.dtype, shape, f"(..., {self.input_size})")
 
     def _apply(self, x: Any) -> np.ndarray:
-        x = self._check(x)
+        return self._applied(self._check(x))
+
+    def _applied(self, x: np.ndarray) -> np.ndarray:
+        """y, from x that is checked."""
         room = self._take()
         y = self._forward(room, x.reshape(-1, self.input_size))
         self._spare.append(room)
@@ -94,14 +97,15 @@ class Linear(Pointwise):
             rows, y = x.reshape(-1, self.input_size), empty((*x.shape[:-1], self.output_size), self.dtype)
             key, out = (len(rows), get_num_threads()), y.reshape(-1, self.output_size)
             product = self._product
-            known = prepare(known, key, {"x": rows, "y": out}, lambda: [product(rows, room.packed, room.start, out)])
+            known = prepare(known, key, [rows, out], lambda: [product(rows, room.packed, room.start, out)])
             known.stages.run()
             return y
 
         return apply
 
     def _linearise(self, x: Any) -> tuple[np.ndarray, Callable]:
-        x, y = self._check(x), self._apply(x)
+        x = self._check(x)
+        y = self._applied(x)
 
         def back(dy, grads):
             dy = check_floats("dy", dy, self.dtype, y.shape).reshape(-1, self.output_size)
@@ -125,7 +129,7 @@ class Linear(Pointwise):
         weight, y = self.params["weight"], empty((len(x), self.output_size), self.dtype)
         if self.bias:
             room.start[: self.output_size] = self.params["bias"]
-        room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads()), {"x": x, "y": y}, lambda: [
+        room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads()), [x, y], lambda: [
             stage(gemm.pack_rows, self._shards(16), weight, self._order, room.packed),
             self._product(x, room.packed, room.start, y),
         ])  # fmt: skip
@@ -135,8 +139,8 @@ class Linear(Pointwise):
     def _backward(self, x: np.ndarray, dy: np.ndarray, grads: Parameters) -> np.ndarray:
         """dW = dy^T x and db = sum of dy into `grads`; dx = dy W."""
         room, dx = self._take(), empty((len(x), self.input_size), self.dtype)
-        key, named = (len(x), self.params.flat, grads.flat, get_num_threads()), {"x": x, "dy": dy, "dx": dx}
-        room.back = prepare(room.back, key, named, lambda: self._stages_back(room, x, dy, dx, grads))
+        key = len(x), self.params.flat, grads.flat, get_num_threads()
+        room.back = prepare(room.back, key, [x, dy, dx], lambda: self._stages_back(room, x, dy, dx, grads))
         room.back.stages.run()
         self._spare.append(room)
         return dx

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from nbrnn.cells.program import Options
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels import simd
 from nbrnn.kernels.memory import empty
-from nbrnn.layers.direction import Carry, Direction, Given, Panels, Shape, Tape
+from nbrnn.layers.direction import Direction, Given, Panels, Shape, Tape
 from nbrnn.layers.dropout import draw, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import (
@@ -44,6 +44,7 @@ from nbrnn.layers.streaming import RecurrentSession
 SHORTEST = 64
 
 State = Any  # h, or the tuple of all states where the cell has several
+Arrays = Sequence[np.ndarray]  # the states of one layer and direction [B, .]
 
 
 class Recurrent(Module):
@@ -402,9 +403,7 @@ class Recurrent(Module):
         form, x, first, beside = self._check(x, state, lengths, given)
         last = self._empty_states(form.steps.B)
         run = _Run(form.steps, beside, self.rng, train=False, keep=False)
-        states = _by_row(first)
-        y, tapes, _ = self._forward(x, states, run)
-        self._cells_states(states, last)
+        y, tapes, _ = self._forward(x, _by_row(first), _by_row(last), run)
         self._release(tapes, self._plain_parts)
         return form.outputs(y), self._outer_state(last, form)
 
@@ -420,10 +419,8 @@ class Recurrent(Module):
             y, pieces = self._forward_pieces(x, first, last, run)
             y = form.out(y)
         else:
-            states = _by_row(first)
-            y, tapes, masks = self._forward(x, states, run)
-            self._cells_states(states, last)
-            pieces = [lambda: (tapes, masks, _by_row(first))]
+            y, *kept = self._forward(x, _by_row(first), _by_row(last), run)
+            pieces = [lambda: kept]
             y = form.outputs(y)
         call = _once(lambda *args, **options: self._pullback(form, pieces, learnt, *args, **options))
         return y, self._outer_state(last, form), call
@@ -438,47 +435,33 @@ class Recurrent(Module):
         *,
         out: Parameters | None = None,
     ) -> tuple[np.ndarray | Ragged | None, State, Parameters]:
-        """See `nbrnn.layers.module.Pullback`. pieces: for each piece of time its tapes, masks and first states."""
+        """See `nbrnn.layers.module.Pullback`. pieces: for each piece of time what gives its tapes and masks."""
         dy = self._check_dy(dy, form)
-        dlast = None if dstate_n is None else self._check_states("dstate_n", dstate_n, form)
+        rows = [()] * len(self._parts)
+        dlast = rows if dstate_n is None else _by_row(self._check_states("dstate_n", dstate_n, form))
         grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
-        carries, dx, stop = None, None, form.steps.N
+        dfirst, dx, stop = self._empty_states(form.steps.B), None, form.steps.N
         for n in range(len(pieces) - 1, -1, -1):
-            tapes, masks, states = pieces[n]()
-            carries = self._carries(tapes, form, dlast) if carries is None else carries
+            tapes, masks = pieces[n]()
             start = stop - tapes[0].steps.N
-            share = self._backward(tapes, masks, dy[start:stop], carries, grads, add=n < len(pieces) - 1)
+            ends = dlast if n == len(pieces) - 1 else None, None if n else _by_row(dfirst)
+            share = self._backward(tapes, masks, dy[start:stop], *ends, grads, form.tokens)
             if len(pieces) == 1:
                 dx = share
             elif share is not None:
                 dx = np.empty((form.steps.N, share.shape[1]), self.dtype) if dx is None else dx
                 dx[start:stop] = share
             stop = start
-            if n:
-                self._release(tapes, self._parts)
-        dfirst = self._empty_states(form.steps.B)
-        for row, part in enumerate(self._parts):
-            found = part.finish(grads, states[row], tapes[row], carries[row])
-            for array, one in zip(dfirst, found):
-                array[row] = one
-            if self.recompute:
-                part.release_panels(tapes[row].panels)
-            part.release(tapes[row])
+            self._release(tapes, self._parts)
+        if self.recompute:
+            for part, tape in zip(self._parts, tapes):
+                part.release_panels(tape.panels)
         if self.learn_state:
             for row, (end, _) in enumerate(self._ends()):
                 for state, array in zip(self.cell.states, dfirst):
                     grads[f"{state}_0{end}"][...] = array[row].sum(axis=0) if learnt else 0.0
         dx = None if dx is None else form.out(dx)
         return dx, self._outer_state(dfirst, form), grads
-
-    def _carries(self, tapes: list[Tape], form: Sequences, dlast: list[np.ndarray] | None) -> list[Carry]:
-        """What the last piece of all layers and directions is given, from the gradients of the last states."""
-        carries = []
-        for row, (part, tape) in enumerate(zip(self._parts, tapes)):
-            mine = None if dlast is None else [array[row] for array in dlast]
-            tokens = form.tokens and row < self.directions
-            carries.append(part.carry(self.params, tape.panels, form.steps.B, mine, tokens))
-        return carries
 
     def _empty_states(self, B: int) -> list[np.ndarray]:
         return [np.empty((len(self._parts), B, size), self.dtype) for size in self._sizes]
@@ -529,16 +512,10 @@ class Recurrent(Module):
             run.given = [self._draw_given(row, part, run) for row, part in enumerate(self._parts_of(run))]
         return run.given
 
-    def _cells_states(self, states: list[list[np.ndarray]], last: list[np.ndarray]) -> None:
-        """Into `last` what the states of the scans say of the cell's."""
-        for row, found in enumerate(states):
-            for out, array in zip(last, found[len(found) - len(last) :]):
-                out[row] = array
-
     def _forward(
-        self, x: np.ndarray, states: list[list[np.ndarray]], run: _Run
+        self, x: np.ndarray, states: list[Arrays], last: list[Arrays], run: _Run
     ) -> tuple[np.ndarray, list[Tape], list[np.ndarray | None]]:
-        """The slots of the last layer's output, and what backward needs. Replaces the first `states` by the last."""
+        """The slots of the last layer's output, and what backward needs; from the first `states`, into the `last`."""
         tapes, masks, steps = [], [], run.steps
         self._given_of(run)
         for layer in range(self.num_layers):
@@ -546,21 +523,20 @@ class Recurrent(Module):
             masks.append(mask)
             if mask is not None:
                 x = read_only(x * mask)
-            y = self._forward_layer(layer, x, states, run, tapes)
+            y = self._forward_layer(layer, x, states, last, run, tapes)
             if layer < self.num_layers - 1:
                 x = steps.outputs(y)
         return y, tapes, masks
 
     def _forward_layer(
-        self, layer: int, x: np.ndarray, states: list[list[np.ndarray]], run: _Run, tapes: list[Tape]
+        self, layer: int, x: np.ndarray, states: list[Arrays], last: list[Arrays], run: _Run, tapes: list[Tape]
     ) -> np.ndarray:
         """The slots of one layer's output, read-only."""
         y = empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
         parts, rows = self._parts_of(run), self._rows(layer)
         for row in rows:
             how = run.given[row], run.keep, None if run.panels is None else run.panels[row]
-            tape, states[row] = parts[row].forward(self.params, run.steps, x, y, states[row], *how)
-            tapes.append(tape)
+            tapes.append(parts[row].forward(self.params, run.steps, x, y, states[row], last[row], *how))
         if self.recurrent_dropout and run.train:
             # y is what was fed back; the output is the first state behind it
             return read_only(np.concatenate([tapes[row].inner[0] for row in rows], axis=1))
@@ -581,29 +557,35 @@ class Recurrent(Module):
             t1 = min(t0 + length, steps.T)
             here, piece = slice(int(steps.starts[t0]), int(steps.starts[t1])), run.piece(n, t0, t1, seed)
             piece.keep = self.recurrent_dropout > 0  # whose output is not what is fed back, but kept behind it
-            begin = list(states)
-            y, tapes, _ = self._forward(x[here], states, piece)
+            begin, states = states, [part.new_states(steps.B) for part in self._parts]
+            y, tapes, _ = self._forward(x[here], begin, states if t1 < steps.T else _by_row(last), piece)
             out[here] = piece.steps.outputs(y)
-            states = [[array.copy() for array in arrays] for arrays in states]
             self._release(tapes, self._parts)
 
-            def again(n=n, t0=t0, t1=t1, here=here, begin=begin):
+            def again(n=n, t0=t0, t1=t1, here=here, begin=begin, end=states):
                 piece = run.piece(n, t0, t1, seed)
                 piece.keep = True
-                return *self._forward(x[here], list(begin), piece)[1:], begin
+                return self._forward(x[here], begin, end, piece)[1:]
 
             pieces.append(again)
-        self._cells_states(states, last)
         return read_only(out), pieces
 
     def _backward(
-        self, tapes: list[Tape], masks: list, dy: np.ndarray, carries: list[Carry], grads: Parameters, add: bool
+        self,
+        tapes: list[Tape],
+        masks: list,
+        dy: np.ndarray,
+        dlast: list[Arrays] | None,
+        dfirst: list[Arrays] | None,
+        grads: Parameters,
+        tokens: bool,
     ) -> np.ndarray | None:
-        """Through all layers, from the last to the first: dx [N, .], None for tokens."""
+        """Through all layers, from the last to the first: dx [N, .], None for tokens. See `Direction.backward`."""
         for layer in range(self.num_layers - 1, -1, -1):
             dx = None
             for row in self._rows(layer):
-                share = self._parts[row].backward(grads, tapes[row], dy, carries[row], add)
+                ends = dlast and dlast[row], dfirst and dfirst[row]
+                share = self._parts[row].backward(self.params, grads, tapes[row], dy, *ends, tokens and not layer)
                 dx = share if dx is None else dx + share
             if dx is not None and masks[layer] is not None:
                 dx = dx * masks[layer]
@@ -658,7 +640,7 @@ class Recurrent(Module):
                     run.same["h", row] = mask
                 mask = run.same["h", row]
                 out[...] = mask[run.steps.row] if by_step else mask
-        return Given(given, by_step, mask)
+        return Given(given, by_step, None if mask is None else mask[None])
 
 
 class _Call(NamedTuple):
@@ -693,9 +675,9 @@ class _Run:
         return piece
 
 
-def _by_row(states: list[np.ndarray]) -> list[list[np.ndarray]]:
+def _by_row(states: list[np.ndarray]) -> list[Arrays]:
     """States [L D, B, .] for every layer and direction."""
-    return [list(arrays) for arrays in zip(*states)]
+    return list(zip(*states))
 
 
 def _once(function: Callable) -> Pullback:

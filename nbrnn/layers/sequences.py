@@ -71,16 +71,13 @@ class Steps:
         return read_only(y[slot]) if isinstance(slot, slice) else take(y, slot)
 
     @cached_property
-    def ends(self) -> tuple[tuple[Rows, Rows], tuple[Rows, Rows]]:
+    def ends(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
         """The slots of the first and of the last states, row by row, of either direction."""
         none = np.zeros_like(self.lengths)
         ahead, back = (none, self.lengths), (self.lengths + 1, none + 1)
         return tuple(map(self._slot_of, ahead)), tuple(map(self._slot_of, back))
 
-    def _slot_of(self, time: np.ndarray) -> Rows:
-        if self.even:
-            start = int(time[0]) * self.B if self.B else 0
-            return slice(start, start + self.B)
+    def _slot_of(self, time: np.ndarray) -> np.ndarray:
         return self.slots[time] + np.arange(self.B)
 
     def piece(self, t0: int, t1: int) -> Steps:

@@ -322,15 +322,12 @@ class _Layer:
         self.part, self.given, self.B = part, given.values, B
         there = even_steps(1, B)
         self.tape = part.new_tape(there, False, part.packed(params))
-        first = [*part.front(self.tape, states, given), *states]
         self.y = np.empty((2 * B, part.output), part.dtype)
-        self.y[:B] = first[0]
         self.outputs = read_only(self.y[B:]), read_only(self.y[:B])
         back = copy.copy(there)
         back.slots = np.array([B, 0, 2 * B], np.int64)
-        for out, state in zip(self.tape.inner, first[1:]):
-            out[...] = state
         self.tape.y, self.tape.given = self.y, given
+        Stages(*part.begin(self.tape, states)).run()
         self.stages = []
         for turn, steps in enumerate((there, back)):
             self.tape.x, self.tape.steps = x[turn], steps

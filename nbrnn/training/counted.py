@@ -88,6 +88,8 @@ def _check_output(y: Any) -> np.ndarray:
     """`y` C-contiguous in native byte order, or a clear error."""
     if not isinstance(y, np.ndarray):
         raise TypeError(f"y: expected a NumPy array, got {type(y).__name__}")
+    if y.dtype in FLOATS:  # the name of a dtype takes longer than all the rest
+        return np.asarray(y, order="C")
     if y.dtype.name not in FLOATS:
         raise TypeError(f"y: expected float32 or float64 values, got {y.dtype}")
     return np.asarray(y, y.dtype.name, order="C")

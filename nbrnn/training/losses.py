@@ -145,7 +145,6 @@ class CrossEntropy(Loss):
         V = y.shape[-1]
         dy, losses = np.empty_like(y), np.empty(target.size)
         weights = np.array([1.0 / max(count, 1)]) if weights is None else weights
-        weights = np.repeat(weights, target.size // max(len(weights), 1))
         rows = y.reshape(-1, V), target, self.ignore_index, weights, dy.reshape(-1, V), losses
         run(_cross_entropy, y.size // SHARD, *rows)
         return float(losses.sum()), dy
@@ -199,9 +198,9 @@ def _count(target, ignore_index, V):
 def _cross_entropy(s, shards, y, target, ignore_index, weights, dy, losses):
     """The weighted loss of each row, and dy = weight (softmax(y) - one_hot(target)); zeros where target is ignored.
 
-    y, dy: [N, V]; target: [N]; weights, losses: [N] of float64.
+    y, dy: [N, V]; target, losses: [N]; weights: float64 of as many rows each as there are for one.
     """
-    N, V = y.shape
+    (N, V), each = y.shape, len(y) // max(len(weights), 1)
     for n in range(N * s // shards, N * (s + 1) // shards):
         row, drow = pointer(y, n * V), pointer(dy, n * V)
         if target[n] == ignore_index:
@@ -210,9 +209,10 @@ def _cross_entropy(s, shards, y, target, ignore_index, weights, dy, losses):
         else:
             top = _largest(row, V)
             total = _exponentials(row, V, top, drow)
-            losses[n] = weights[n] * (math.log(total) - (np.float64(y[n, target[n]]) - top))
-            _multiply(drow, V, weights[n] / total)
-            dy[n, target[n]] -= weights[n]
+            weight = weights[n // each]
+            losses[n] = weight * (math.log(total) - (np.float64(y[n, target[n]]) - top))
+            _multiply(drow, V, weight / total)
+            dy[n, target[n]] -= weight
 
 
 @jitable
