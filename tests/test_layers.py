@@ -9,7 +9,7 @@ import pytest
 from test_recurrent import assert_same_bits
 
 import nbrnn
-from nbrnn.kernels import masks
+from nbrnn.kernels import gemm, masks
 from nbrnn.layers.dropout import draw, draw_mask
 
 DTYPES = pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -657,3 +657,39 @@ def test_calls_of_all_kinds_may_take_turns():
         want = results(nbrnn.CTRNN(9, 40, dtype="float64", seed=0), *calls[n], *ends)
         for one, other in zip(results(used, *calls[n], *ends), want):
             np.testing.assert_array_equal(one, other)
+
+
+# ------------------------------------------------------------------ frozen parameters
+
+
+def test_frozen_parameters_are_packed_once_and_cannot_change(monkeypatch):
+    model = nbrnn.Sequential(nbrnn.LSTM(3, 4, seed=0), nbrnn.Linear(4, 2, seed=1))
+    x, layer, looked = normal(5, 2, 3, dtype="float32"), model.modules[0], []
+    look = gemm.fingerprint.entry.address
+    monkeypatch.setattr(gemm.fingerprint.entry, "address", lambda kinds: looked.append(kinds) or look(kinds))
+    want = model(x)[0]
+    assert model.freeze() is model
+    for _ in range(3):
+        assert_same_bits({"y": model(x)[0]}, {"y": want})
+    assert len(looked) == 2  # without freezing, and once more with it
+    for params in (model.params, layer.params, model.params.part("1.")):
+        for array in (params.flat, *params.values()):
+            with pytest.raises(ValueError, match="read-only"):
+                array[...] = 0
+    trainer = nbrnn.Trainer(model, nbrnn.MSE(), nbrnn.SGD(1.0))
+    with pytest.raises(ValueError, match=r"^flat_params: expected .* got a frozen one \(thaw the model\)$"):
+        trainer.step(x, want)
+    with pytest.raises(ValueError, match=r"^mapping: expected .* got a frozen one \(thaw it\)$"):
+        model.load_state_dict(model.state_dict())
+    assert_same_bits({"y": model(x)[0]}, {"y": want})
+
+
+def test_what_changes_between_thawing_and_freezing_is_seen():
+    layer, x = nbrnn.GRU(3, 4, seed=0).freeze(), normal(5, 2, 3, dtype="float32")
+    before = layer(x)[0]
+    layer.thaw().params.flat[:] *= 2
+    after = nbrnn.GRU(3, 4)
+    after.params.flat[:] = layer.params.flat
+    layer.freeze()
+    assert_same_bits({"y": layer(x)[0]}, {"y": after(x)[0]})
+    assert (layer(x)[0] != before).any()

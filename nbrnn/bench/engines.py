@@ -5,7 +5,7 @@ A case is (work, cell, shape, dtype, threads), its shape T,B,I,H; in `step` and 
     peak     nbrnn alone: the most FMAs of its tile
     stream   nbrnn alone: one step of an LSTM at batch 1; of its shape, I and H count
     train    forward and backward of a layer, gradients of parameters and input for given gradients of the output
-    infer    forward of a layer
+    infer    forward of a layer, whose parameters are frozen where an engine has that
     step     a whole training step of the language model of d2l.ai: one-hot tokens, a layer, a linear one, cross
              entropy, clipping to norm 1, SGD
     zaremba  a whole training step of the networks of Zaremba et al. (2014), without dropout: embedding, two layers of
@@ -79,6 +79,7 @@ def nbrnn_case(work, cell, shape, dtype, threads):
     layer = getattr(nbrnn, cell)(I, H, dtype=dtype, products=products)
     x, dy = (rng.standard_normal((T, B, size)).astype(dtype) for size in (I, H))
     if work == "infer":
+        layer.freeze()
         return lambda: layer(x)
     grads = nbrnn.Parameters.zeros(layer.params.shapes, layer.dtype)
 

@@ -155,7 +155,8 @@ class Direction:
         self._lock = threading.Lock()
         self._spare: tuple[list[Tape], list[Tape]] = [], []
         self._spare_panels: list[Panels] = []
-        self._known: tuple[np.ndarray, Panels] | None = None
+        # A fingerprint, its packed weights, and what says that they were frozen then
+        self._known: tuple[np.ndarray, Panels, object | None] | None = None
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Its parameters' names and shapes."""
@@ -375,14 +376,20 @@ class Direction:
             row += one.rows
 
     def packed(self, params: Parameters) -> Panels:
-        """The packed weights: those of the last call where the parameters still are the same, by their fingerprint."""
+        """The packed weights: those of the last call where the parameters still are the same, by their fingerprint or
+        because they are frozen."""
+        known = self._known
+        if known is not None and params.frozen is not None and known[2] is params.frozen:
+            return known[1]
         flat = params.span(self.names[0], self.names[-1]).view(np.uint32)
         found = np.empty(-(-flat.size // len(gemm.FACTORS)), np.uint64)
         run(gemm.fingerprint, shards_for(20 * flat.size), flat, gemm.FACTORS, found)
-        known = self._known
         if known is None or not np.array_equal(known[0], found):
-            known = self._known = found, self.pack(params, self.new_panels())
-        return known[1]
+            panels = self.pack(params, self.new_panels())
+        else:
+            panels = known[1]
+        self._known = found, panels, params.frozen
+        return panels
 
     # -------------------------------------------------------------- backward
 

@@ -37,10 +37,15 @@ class Parameters(Mapping[str, np.ndarray]):
         The arrays' names and shapes, in the order in which they lie in the vector.
     flat : ndarray
         One-dimensional, as long as all the shapes together.
+
+    Attributes
+    ----------
+    frozen : object or None
+        Another object after each `freeze`; None where the arrays may be written to.
     """
 
     def __init__(self, shapes: Shapes, flat: np.ndarray):
-        self.flat = flat
+        self.flat, self.frozen = flat, None
         self._views: dict[str, np.ndarray] = {}
         self._parts: dict[str, Parameters] = {}
         self._spans: dict[tuple[str, str], np.ndarray] = {}
@@ -69,7 +74,24 @@ class Parameters(Mapping[str, np.ndarray]):
     def _part(self, prefix: str) -> Parameters:
         names = [name for name in self._views if name.startswith(prefix)]
         shapes = {name[len(prefix) :]: self._views[name].shape for name in names}
-        return Parameters(shapes, self.span(names[0], names[-1]) if names else self.flat[:0])
+        part = Parameters(shapes, self.span(names[0], names[-1]) if names else self.flat[:0])
+        part.frozen = self.frozen
+        return part
+
+    def freeze(self) -> None:
+        """Make all arrays read-only, here and in all parts."""
+        self._freeze(object())
+
+    def thaw(self) -> None:
+        """Undo `freeze`."""
+        self._freeze(None)
+
+    def _freeze(self, frozen: object | None) -> None:
+        self.frozen = frozen
+        for array in (self.flat, *self._views.values()):
+            array.flags.writeable = frozen is None
+        for part in self._parts.values():
+            part._freeze(frozen)
 
     def span(self, first: str, last: str) -> np.ndarray:
         """The piece of the flat vector from parameter `first` to parameter `last`."""
@@ -153,6 +175,26 @@ class Module:
         """The arguments that build a module of the same shape, as plain JSON values."""
         raise NotImplementedError
 
+    def freeze(self) -> Module:
+        """Make the parameters read-only, from now on until `thaw`: for inference, and often.
+
+        A call compares parameters with those that it packed before, which takes as long as reading them all; with
+        frozen ones it need not. Freeze a whole model rather than a module of it: through the model's own parameters
+        those of the module could still be written to.
+
+        Returns
+        -------
+        Module
+            Itself.
+        """
+        self.params.freeze()
+        return self
+
+    def thaw(self) -> Module:
+        """Let the parameters be written to again, as for training; returns the module."""
+        self.params.thaw()
+        return self
+
     def rebind(self, params: Parameters) -> None:
         """Move the parameters into `params`, views on a larger vector, keeping their values."""
         params.flat[:] = self.params.flat
@@ -181,10 +223,13 @@ class Module:
         Raises
         ------
         ValueError
-            Names are missing or unknown, a shape differs, or a value is not finite. The message lists them all.
+            Names are missing or unknown, a shape differs, or a value is not finite: the message lists them all. Or the
+            parameters are frozen.
         TypeError
             A value is not an array of real numbers.
         """
+        if self.params.frozen is not None:
+            raise ValueError("mapping: expected a module that can be written to, got a frozen one (thaw it)")
         wrong = [f"{name}: missing" for name in self.params if name not in mapping]
         wrong += [f"{name}: unknown" for name in mapping if name not in self.params]
         arrays = {}

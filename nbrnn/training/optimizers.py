@@ -145,6 +145,8 @@ def _check_vectors(params: Any, grads: Any) -> None:
             raise TypeError(f"{name}: expected a vector of float32 or float64, got {got}")
         if vector.ndim != 1 or not vector.flags.c_contiguous:
             raise ValueError(f"{name}: expected a contiguous vector, got shape {vector.shape}")
+    if not params.flags.writeable:
+        raise ValueError("flat_params: expected a vector that can be written to, got a frozen one (thaw the model)")
     if (grads.size, grads.dtype) != (params.size, params.dtype):
         wanted = f"{params.size} values of {params.dtype}"
         raise ValueError(f"flat_grads: expected {wanted} like the parameters, got {grads.size} of {grads.dtype}")

@@ -103,7 +103,7 @@ class Trainer:
         self.clip_norm, self.clip_value = _limit("clip_norm", clip_norm), _limit("clip_value", clip_value)
         self.k2 = None if k2 is None else check_size("k2", k2)
         self._window = Window(model, self.k2)
-        self.grads = Parameters(model.params.shapes, np.zeros_like(model.params.flat))
+        self.grads = Parameters.zeros(model.params.shapes, model.params.flat.dtype)
         self.base_lr = optimizer.lr
         self.steps, self.epoch = 0, 0
         self.state: Any = None
