@@ -9,7 +9,7 @@ from test_recurrent import by_layer, by_oracle, make_problem
 import nbrnn
 from nbrnn.cells.cell import CELLS
 from nbrnn.kernels import amx, gemm, half, half_gemm, jit
-from nbrnn.kernels.memory import LINE, empty, zeros
+from nbrnn.kernels.memory import empty, zeros
 
 F4 = np.dtype("float32")
 
@@ -59,12 +59,6 @@ def as_panels(weight):
 
 
 # ------------------------------------------------------------------ kernels
-
-
-def test_arrays_begin_where_a_cache_line_does():
-    for array in (empty((3, 5), "f4"), zeros((7,), "f8"), empty((3, 4, 1), "u2")):
-        assert array.__array_interface__["data"][0] % LINE == 0
-    assert not zeros((2, 9), "f4").any()
 
 
 def test_numbers_are_rounded_to_the_nearest_and_ties_to_even():

@@ -7,6 +7,7 @@ NumPy's own arrays begin 16 bytes behind a line, most of the time.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,45 @@ from nbrnn.kernels.calls import address_of
 from nbrnn.kernels.jit import jitable
 
 LINE = 64  # bytes
+LARGE, HUGE = 8 << 20, 64 << 20  # bytes of arrays whose memory is kept for others
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """`numpy.empty`, at the beginning of a line."""
+    """`numpy.empty`, at the beginning of a line; large arrays in memory that others have left behind."""
     dtype = np.dtype(dtype)
     size = math.prod(shape) * dtype.itemsize
-    raw = np.empty(size + LINE, np.uint8)
+    raw = np.asarray(_Block(size + LINE)) if LARGE <= size <= HUGE else np.empty(size + LINE, np.uint8)
     first = -raw.__array_interface__["data"][0] % LINE
     return raw[first : first + size].view(dtype).reshape(shape)
+
+
+class _Block:
+    """Memory of an array; when the last array in it is gone, another one of its size may have it.
+
+    The system takes so much memory back at once, and hands out new one page by page, each filled with zeros.
+    """
+
+    def __init__(self, size: int):
+        self.memory = _take(size)
+        self.__array_interface__ = self.memory.__array_interface__
+
+    def __del__(self):
+        _spare.append(self.memory)
+
+
+_spare: deque[np.ndarray] = deque(maxlen=4)
+
+
+def _take(size: int) -> np.ndarray:
+    for _ in range(len(_spare)):
+        try:
+            memory = _spare.popleft()
+        except IndexError:  # another thread was here
+            break
+        if memory.size == size:
+            return memory
+        _spare.append(memory)
+    return np.empty(size, np.uint8)
 
 
 def zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:

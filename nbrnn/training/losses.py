@@ -24,6 +24,7 @@ import numpy as np
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels.activations import exp
 from nbrnn.kernels.jit import compiled, jitable, run, sharded
+from nbrnn.kernels.memory import empty
 from nbrnn.kernels.simd import fill_behind, lane_max, lane_sum, lanes_of, load, pointer, shift, store, where_less
 from nbrnn.layers.module import check_floats
 from nbrnn.training.config import Configured, build
@@ -143,7 +144,7 @@ class CrossEntropy(Loss):
     def _mean(self, y, target, weights):
         target, count = check_classes(y, target, self.ignore_index)
         V = y.shape[-1]
-        dy, losses = np.empty_like(y), np.empty(target.size)
+        dy, losses = empty(y.shape, y.dtype), np.empty(target.size)
         weights = np.array([1.0 / max(count, 1)]) if weights is None else weights
         rows = y.reshape(-1, V), target, self.ignore_index, weights, dy.reshape(-1, V), losses
         run(_cross_entropy, y.size // SHARD, *rows)
