@@ -204,12 +204,15 @@ def load_side(typingctx, p, side):
 
 
 @intrinsic
-def store_columns(typingctx, p, ld, source, stride, rows, columns):
-    """p[c ld + k] = source[k stride + c], rounded, for a vector of c and two of k; zeros from `rows`, `columns` on."""
+def store_columns(typingctx, p, ld, source, stride, rows, columns, total):
+    """p[c ld + k] = source[k stride + c], rounded, for a vector of c and two of k; zeros from `rows`, `columns` on.
+
+    `total` plus those numbers as they were, one k after another.
+    """
     W = LANES.count
 
     def codegen(context, builder, sig, args):
-        p, ld, source, stride, rows, columns = args
+        p, ld, source, stride, rows, columns, total = args
         vector = vector_type(types.float32)
         whole = builder.and_(
             builder.icmp_signed(">=", rows, rows.type(2 * W)), builder.icmp_signed(">=", columns, rows.type(W))
@@ -225,11 +228,13 @@ def store_columns(typingctx, p, ld, source, stride, rows, columns):
             return found
 
         lines = emit_either(builder, whole, emit)
+        for line in lines:
+            total = builder.fadd(total, line)
         words = [_emit_pairs(builder, *lines[k : k + 2]) for k in range(0, 2 * W, 2)]
         for c, column in enumerate(emit_transposed(builder, words)):
             at = builder.gep(p, [builder.mul(ld, ld.type(c))])
             builder.store(column, builder.bitcast(at, WORDS.as_pointer()), align=2)
-        return context.get_dummy_value()
+        return total
 
     n = types.intp
-    return types.void(p, n, source, n, n, n), codegen
+    return LANES(p, n, source, n, n, n, total), codegen

@@ -145,18 +145,16 @@ def _gather_panels(x, offset, ldx, rows, stop, depth, N, out):
 @jitable
 def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
     """Round `count` columns of dy into rows, and add them to db."""
-    W = lanes_of(pointer(dy, 0))
-    ldy = dy.shape[1]
-    for n in range(0, count, piece):
-        for c in range(n, min(n + piece, count), W):
-            at = pointer(dy, (len(dy) - 1 - k) * ldy + column + n // piece * step + c - n)
-            for m in range(0, _filled(depth), 2 * W):
-                store_columns(pointer(out, c * BLOCK + m), BLOCK, shift(at, -m * ldy), -ldy, depth - m, count - c)
-            if sums:
+    W, ldy = lanes_of(pointer(dy, 0)), dy.shape[1]
+    # Rows lie a page apart, or more: what is read of one is read at once.
+    for m in range(0, _filled(depth), 2 * W):
+        for n in range(0, count, piece):
+            for c in range(n, min(n + piece, count), W):
+                at = pointer(dy, (len(dy) - 1 - k - m) * ldy + column + n // piece * step + c - n)
                 total = load(pointer(db, row + c), count - c)
-                for m in range(depth):
-                    total += load(shift(at, -m * ldy), count - c)
-                store(pointer(db, row + c), total, count - c)
+                total = store_columns(pointer(out, c * BLOCK + m), BLOCK, at, -ldy, depth - m, count - c, total)
+                if sums:
+                    store(pointer(db, row + c), total, count - c)
 
 
 @jitable
