@@ -22,15 +22,17 @@ from nbrnn.kernels.jit import jitable
 from nbrnn.kernels.simd import FEATURES, lanes_of, load, shift, store
 
 ROWS = 16  # of a tile
+BEHIND = ROWS  # rows of memory behind the last one of a first factor
 WORDS = 16  # in a row of a tile, each a number of 32 bits or a pair of half width
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA = 158, 0x1023, 18
 I8, I64 = ir.IntType(8), ir.IntType(64)
 
 
 @cache
-def available() -> bool:
-    """Whether the CPU has the instructions for bfloat16 and the system lets this process use them."""
-    if not {"amx-tile", "amx-bf16", "avx512f"} <= FEATURES or sys.platform != "linux":
+def available(numbers: str = "tile") -> bool:
+    """Whether the CPU has the tiles, and the instructions for some numbers ("bf16", "int8"), and the system lets this
+    process use them."""
+    if not {"amx-tile", f"amx-{numbers}", "avx512f"} <= FEATURES or sys.platform != "linux":
         return False
     try:
         return ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0

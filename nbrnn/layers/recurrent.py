@@ -239,8 +239,7 @@ class Recurrent(Module):
         """For each layer and direction what runs it."""
         projection = self.projection if self.proj_size else None
         zoneout = tuple(p > 0 for p in self.zoneout)
-        half = self.products == "bfloat16"
-        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, half)
+        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, self.products)
         shape = Shape(self.cell, self.hidden_size, self.out_size, self.dtype, self.bias, options)
         return [
             Direction(shape, self._inputs(row // self.directions), end, reverse)
