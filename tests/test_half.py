@@ -239,7 +239,7 @@ def test_training_goes_as_with_whole_products():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"^products: expected None or 'bfloat16', got 'float16'$"):
+    with pytest.raises(ValueError, match=r"^products: expected None, 'bfloat16' or 'int8', got 'float16'$"):
         nbrnn.LSTM(2, 3, products="float16")
     with pytest.raises(ValueError, match=r"^products: expected None for float64, got 'bfloat16'$"):
         nbrnn.LSTM(2, 3, dtype="float64", products="bfloat16")

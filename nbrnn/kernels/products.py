@@ -1,4 +1,4 @@
-"""What the factors of a scan's products are: whole numbers of the precision, or narrower ones (`half`).
+"""What the factors of a scan's products are: whole numbers of the precision, or narrower ones (`half`, `int8`).
 
 Narrow factors lie in rows and in panels of their own forms. `x` is rounded before the scan (`round_matrix`), what is
 fed back before each step, and weights where they are packed (`pack_layer`).
@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
 
-from nbrnn.kernels import half, half_gemm, tiles
+from nbrnn.kernels import half, half_gemm, int8, tiles
 from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.gemm import pack_bias
 from nbrnn.kernels.jit import Kernel, jitable
@@ -97,7 +96,11 @@ HALF = Products(
     f"half-{half.KIND}", np.uint16(0), 2, half.product_kernel, half.padded, half.padded, half.padded,
     half_gemm.token_row, half_gemm.round_rows, half_gemm.pack_rows,
 )  # fmt: skip
-NARROW = {"bfloat16": HALF}
+INT8 = Products(
+    f"int8-{int8.KIND}", np.int8(0), 4, int8.product_kernel, int8.padded, int8.row, int8.column, int8.token_row,
+    int8.round_rows, int8.pack_rows,
+)  # fmt: skip
+NARROW = {"bfloat16": HALF, "int8": INT8}
 
 
 def products_of(name: str | None, dtype: np.dtype) -> Products:

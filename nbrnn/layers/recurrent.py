@@ -19,7 +19,9 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels import simd
+from nbrnn.kernels.int8 import DEEPEST
 from nbrnn.kernels.memory import empty
+from nbrnn.kernels.products import NARROW
 from nbrnn.layers.direction import Carry, Direction, Given, Panels, Shape, Tape
 from nbrnn.layers.dropout import draw, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
@@ -206,13 +208,15 @@ class Recurrent(Module):
 
     def _check_products(self, products: str | None) -> str | None:
         cell = self.cell
-        if products not in (None, "bfloat16"):
-            raise ValueError(f"products: expected None or 'bfloat16', got {products!r}")
+        if products not in (None, *NARROW):
+            raise ValueError(f"products: expected None, 'bfloat16' or 'int8', got {products!r}")
         if products and self.dtype != np.float32:
             raise ValueError(f"products: expected None for {self.dtype}, got {products!r}")
         if products and (self.proj_size or cell.second or cell.finish):
             what = "a projection" if self.proj_size else cell.name
             raise ValueError(f"products: expected None for {what}, got {products!r}: it takes one product in a step")
+        if products == "int8" and max(self.input_size, self.output_size) > DEEPEST:
+            raise ValueError(f"products: expected None for sizes above {DEEPEST}, got 'int8', whose sums may overflow")
         return products
 
     def _check_options(self) -> None:
@@ -411,6 +415,9 @@ class Recurrent(Module):
         self, x: np.ndarray | Ragged, state: State = None, lengths: Any = None, **given: Any
     ) -> tuple[np.ndarray | Ragged, State, Pullback]:
         """Outputs, last state, and the function that takes gradients back. See the notes of the class."""
+        if self.products == "int8":
+            words = "which is for inference: train with one of those and give its parameters to a layer with 'int8'"
+            raise ValueError(f"products: expected None or 'bfloat16' for gradients, got 'int8', {words}")
         learnt = state is None and self.learn_state
         form, x, first, beside = self._check(x, state, lengths, given)
         last = self._empty_states(form.steps.B)
