@@ -259,7 +259,7 @@ def host_can(features):
 @pytest.mark.skipif(not IS_X86, reason="the host is not x86, it has one kind of kernels")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_kinds_of_kernels_give_the_same_bits(name, tmp_path):
-    """Integers, sums and scaled sums everywhere; whole layers where vectors, and so the cell's equations, are the same."""
+    """Integers, sums and scaled sums everywhere, whole layers where vectors are as wide."""
     cpu, features, kinds = OTHERS[name]
     if not host_can(features) or (name == "vnni" and "avx512vnni" not in FEATURES):
         pytest.skip(f"the host has no {name}")
