@@ -216,6 +216,7 @@ KERNELS = "rows_are or rows_have or what_has or packed or products_are or every_
 def test_the_kind_of_kernel_is_one_that_the_host_has():
     vnni = "avx512vnni" in FEATURES and VECTOR_BYTES == 64
     assert int8.KIND == ("amx" if amx.available("int8") else "vnni" if vnni else "wide")
+    assert f"products of int8-{int8.KIND}\n" in nbrnn.GRU(2, 3, products="int8").explain(4, 2)
 
 
 # ------------------------------------------------------------------ other kinds of kernels

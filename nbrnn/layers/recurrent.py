@@ -95,12 +95,14 @@ class Recurrent(Module):
     recompute : int or bool
         Steps after which training keeps the states, to compute what lies between once more in the backward pass: memory
         grows with recompute + T / recompute instead of T, for a third more time. True takes the square root of T, but
-        at least 64. The gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two
-        directions.
-    products : {"bfloat16"} or None
-        To what the factors of products are rounded; None: to nothing less than `dtype`. With "bfloat16", parameters,
-        sums, states and gradients stay float32, and only what is multiplied is rounded to 8 bits of mantissa. For
-        cells with one product in a step, and float32.
+        at least 64. The gradients are the same bits, unless dropout or zoneout draw (other) masks; of weights, with
+        rounded `products`, up to rounding. Not for two directions.
+    products : {"bfloat16", "int8"} or None
+        To what the factors of products are rounded; None: to nothing less than `dtype`. Parameters, sums, states and
+        gradients stay float32, and only what is multiplied is rounded: with "bfloat16" to 8 bits of mantissa; with
+        "int8", which is for inference alone, to integers from -127 to 127 times a scale for each row of a weight
+        matrix, and for each row of x and of h at each step. For cells with one product in a step, and float32; see
+        ``docs/precision.md``.
     given : mapping of str to float or None
         Numbers that the cell takes in every call where the call does not give them.
 
@@ -518,6 +520,8 @@ class Recurrent(Module):
     def explain(self, T: int, B: int) -> str:
         """Which kernels and schedules a call with T steps of B rows would take, and why."""
         lines = [f"{self.cell.name}, {self.dtype}: {simd.instruction_set()}, vectors of {simd.width(self.dtype)}"]
+        if self.products:
+            lines[0] += f", products of {self._parts[0].products.name}"
         for (end, _), part in zip(self._ends(), self._parts):
             for way, plan in zip(("forward", "backward"), part.schedules(even_steps(T, B))):
                 block = f", input product of {plan.block} steps at once" if plan.block > 1 and way == "forward" else ""
