@@ -110,3 +110,14 @@ def test_the_readme_gets_the_ratios_and_keeps_its_words(script, tmp_path):
 def test_the_readme_has_a_place_for_the_ratios(script):
     text = (FOLDER.parent / "README.md").read_text()
     assert [text.count(comment) for comment in (script("readme").BEGIN, script("readme").END)] == [1, 1]
+
+
+# ------------------------------------------------------------------ quantized.py
+
+
+def test_the_error_is_that_against_float32(script):
+    make, case = script("quantized").case_of, ("LSTM", (5, 2, 20, 30), 1)
+    assert make("nbrnn float32")("error", *case)() == 0
+    assert 1e-4 < make("nbrnn bfloat16")("error", *case)() < 1e-2
+    assert 1e-3 < make("nbrnn int8")("error", *case)() < 3e-2
+    assert make("nbrnn int8")("time", *case)().shape == (5, 2, 30)

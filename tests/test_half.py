@@ -9,7 +9,9 @@ from test_recurrent import by_layer, by_oracle, make_problem
 import nbrnn
 from nbrnn.cells.cell import CELLS
 from nbrnn.kernels import amx, gemm, half, half_gemm, jit
-from nbrnn.kernels.memory import empty, zeros
+from nbrnn.kernels.amx import BEHIND
+from nbrnn.kernels.memory import zeros
+from nbrnn.kernels.products import HALF, pack_layer, round_matrix
 
 F4 = np.dtype("float32")
 
@@ -38,22 +40,21 @@ def as_rows(x, pieces=(0, 1, 0)):
     """A matrix of half width, with memory behind its rows that no result may depend on."""
     first, count, step = pieces
     piece = x.shape[1] if count == 1 else step - 4
-    out = zeros((len(x) + half.BEHIND, half.padded(piece * count)), np.uint16)
+    out = zeros((len(x) + BEHIND, half.padded(piece * count)), np.uint16)
     out[len(x) :] = 0x7FC0
-    half_gemm.round_matrix.entry(2, x, first, step, piece, count, out)
+    round_matrix(HALF)(2, x, first, step, piece, count, out)
     return out
 
 
 def as_panels(weight):
     """Panels for a product with the transposed weight, and for one with the weight."""
     (N, K), P = weight.shape, gemm.padded(1, F4)
-    ahead = empty((gemm.panels(N, F4), half.padded(K) // 2, P, 2), np.uint16)
-    back = empty((gemm.panels(K, F4), half.padded(N) // 2, P, 2), np.uint16)
+    ahead, back = HALF.panels(gemm.panels(N, F4), K, P), HALF.panels(gemm.panels(K, F4), N, P)
     none, nothing, no_order = np.empty((0, 0, P, 2), np.uint16), np.empty((0, 1), F4), np.empty(0, np.int64)
     bias = np.empty((len(ahead), P), F4)
     order = gemm.plain_order(N, F4)
     vector = np.empty(0, F4)
-    half_gemm.pack_layer.entry(2, weight, order, ahead, nothing, no_order, none, vector, vector, 0, bias)
+    pack_layer(HALF)(2, weight, order, ahead, nothing, no_order, none, vector, vector, 0, bias)
     half_gemm.pack_layer_back.entry(2, weight, np.arange(N), back, nothing, no_order, none)
     return ahead, back
 
@@ -232,7 +233,7 @@ def test_training_goes_as_with_whole_products():
 
 
 def test_what_cannot_be_is_refused():
-    with pytest.raises(ValueError, match=r"^products: expected None or 'bfloat16', got 'float16'$"):
+    with pytest.raises(ValueError, match=r"^products: expected None, 'bfloat16' or 'int8', got 'float16'$"):
         nbrnn.LSTM(2, 3, products="float16")
     with pytest.raises(ValueError, match=r"^products: expected None for float64, got 'bfloat16'$"):
         nbrnn.LSTM(2, 3, dtype="float64", products="bfloat16")
@@ -250,4 +251,4 @@ def test_the_configuration_tells_of_it():
 
 
 def test_the_kind_of_kernel_is_one_that_the_host_has():
-    assert half.KIND == ("amx" if amx.available() else "pairs" if half.NATIVE else "wide")
+    assert half.KIND == ("amx" if amx.available("bf16") else "pairs" if half.NATIVE else "wide")

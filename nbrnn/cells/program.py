@@ -24,8 +24,8 @@ import numpy as np
 from nbrnn.cells.activation import Activation
 from nbrnn.cells.cell import Cell
 from nbrnn.cells.equations import Graph, Number, Value, choose_kept, compile_function, derive, inputs
-from nbrnn.kernels.half import KIND
 from nbrnn.kernels.jit import stamp_of
+from nbrnn.kernels.products import products_of
 from nbrnn.kernels.scan import Equations, Layout
 
 
@@ -42,8 +42,8 @@ class Options:
     recurrent_dropout : bool
     projection : Activation or None
         The activation of a projected output.
-    half : bool
-        Whether the factors of products are rounded to half width.
+    products : str or None
+        To what the factors of products are rounded; None: to nothing.
     """
 
     activations: tuple[Activation, ...] = ()
@@ -51,7 +51,7 @@ class Options:
     zoneout: tuple[bool, ...] = ()
     recurrent_dropout: bool = False
     projection: Activation | None = None
-    half: bool = False
+    products: str | None = None
 
 
 @dataclass(frozen=True)
@@ -234,12 +234,11 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
         len(traced.prev), cell.own_rows, len(traced.names), int(options.recurrent_dropout), cell.norms, traced.late,
     )  # fmt: skip
     functions |= _front(cell, options, traced.act)
-    kind = f"-{KIND}" * options.half
+    products = products_of(options.products, dtype)
     names = [getattr(function, "__name__", repr(function)) for function in functions.values()]
     parts = [repr(layout), stamp_of(compile_function), *names]
     tag = hashlib.blake2b("".join(parts).encode(), digest_size=6).hexdigest()
-    name = f"{cell.name}-{dtype.name}{kind}-{tag}"
-    equations = Equations(name, dtype.type(0), layout, half=int(options.half), **functions)
+    equations = Equations(f"{cell.name}-{products.name}-{tag}", dtype.type(0), layout, products, **functions)
     return Program(equations, traced.hidden, traced.names)
 
 

@@ -1,9 +1,9 @@
 """The tile registers of Intel's AMX: sixteen rows of sixteen words each, multiplied by one instruction.
 
-`begin` and `end` stand around whatever uses them in a thread. A kernel of `product_kernel` does what those in `tiles`
-do, on factors of half width (`half`): C[rows, N] = start + A @ B. C is cut into tiles of 16 by 16, A into 16 rows by 32
-numbers of depth. A tile that reaches over the edge of C is computed in a scratch; A must have `ROWS` rows of memory
-behind its last one, of any content. So each row of C is the same operations, whatever rows are around it.
+`begin` and `end` stand around whatever uses them in a thread. `block` multiplies a few whole tiles: C is cut into tiles
+of 16 by 16 numbers, A into 16 rows by 16 words of depth, each two numbers of half width (`half`) or four small integers
+(`int8`). A tile that reaches over the edge of C is computed in a scratch; A must have `BEHIND` rows of memory behind
+its last one, of any content. So each row of C is the same operations, whatever rows are around it.
 
 Linux gives a process the registers only when it asks for them.
 """
@@ -22,15 +22,17 @@ from nbrnn.kernels.jit import jitable
 from nbrnn.kernels.simd import FEATURES, lanes_of, load, shift, store
 
 ROWS = 16  # of a tile
-WORDS = 16  # in a row of a tile, each a number of 32 bits or a pair of half width
+BEHIND = ROWS  # rows of memory behind the last one of a first factor
+WORDS = 16  # in a row of a tile
 ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA = 158, 0x1023, 18
 I8, I64 = ir.IntType(8), ir.IntType(64)
 
 
 @cache
-def available() -> bool:
-    """Whether the CPU has the instructions for bfloat16 and the system lets this process use them."""
-    if not {"amx-tile", "amx-bf16", "avx512f"} <= FEATURES or sys.platform != "linux":
+def available(numbers: str = "tile") -> bool:
+    """Whether the CPU has the tiles, and the instructions for some numbers ("bf16", "int8"), and the system lets this
+    process use them."""
+    if not {"amx-tile", f"amx-{numbers}", "avx512f"} <= FEATURES or sys.platform != "linux":
         return False
     try:
         return ctypes.CDLL(None).syscall(ARCH_PRCTL, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0
@@ -69,11 +71,14 @@ def end(typingctx):
 
 
 @intrinsic(prefer_literal=True)
-def block(typingctx, high, vectors, a, lda, b, depth, start, ld_start, c, ldc):
-    """C = start + A @ B for 16 `high` rows and a panel of `vectors` tiles, both literals; depth: in words."""
+def block(typingctx, name, high, vectors, a, lda, b, depth, start, ld_start, c, ldc):
+    """C = start + A @ B for 16 `high` rows and a panel of `vectors` tiles, both literals.
+
+    name: the instruction, a literal; lda, depth: in words; start: None for zeros.
+    """
 
     def codegen(context, builder, sig, args):
-        _, _, a, lda, b, depth, start, ld_start, c, ldc = args
+        _, _, _, a, lda, b, depth, start, ld_start, c, ldc = args
         tall, wide = high.literal_value, vectors.literal_value
         a, b = (builder.bitcast(p, ir.IntType(32).as_pointer()) for p in (a, b))
         most = 4 // tall
@@ -81,7 +86,10 @@ def block(typingctx, high, vectors, a, lda, b, depth, start, ld_start, c, ldc):
             columns = range(first, min(first + most, wide))
             corners = [(n, m, v) for n, (m, v) in enumerate((m, v) for m in range(tall) for v in columns)]
             for n, m, v in corners:
-                _move(builder, "tileloadd64", n, start, m, v, ld_start)
+                if isinstance(sig.args[7], types.NoneType):
+                    _emit(builder, "tilezero", I8(n))
+                else:
+                    _move(builder, "tileloadd64", n, start, m, v, ld_start)
             with cgutils.for_range(builder, builder.udiv(depth, I64(WORDS))) as loop:
                 k = builder.mul(loop.index, I64(WORDS))
                 for m in range(tall):
@@ -100,44 +108,45 @@ def block(typingctx, high, vectors, a, lda, b, depth, start, ld_start, c, ldc):
                     )
                     for n, m, other in corners:
                         if other == v:
-                            _emit(builder, "tdpbf16ps", I8(n), I8(4 + m), I8(right))
+                            _emit(builder, name.literal_value, I8(n), I8(4 + m), I8(right))
             for n, m, v in corners:
                 _move(builder, "tilestored64", n, c, m, v, ldc)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(high, vectors, a, n, b, n, start, n, c, n), codegen
+    return types.void(name, high, vectors, a, n, b, n, start, n, c, n), codegen
 
 
 @intrinsic(prefer_literal=True)
-def room(typingctx, vectors):
-    """A pointer to memory on the stack for a row of so many tiles."""
-    count = vectors.literal_value * ROWS * WORDS
+def room(typingctx, high, vectors):
+    """A pointer to memory on the stack for `high` rows of `vectors` tiles, both literals."""
+    count = high.literal_value * vectors.literal_value * ROWS * WORDS
 
     def codegen(context, builder, sig, args):
         at = cgutils.alloca_once(builder, ir.FloatType(), size=count)
         at.align = 64
         return at
 
-    return types.CPointer(types.float32)(vectors), codegen
+    return types.CPointer(types.float32)(high, vectors), codegen
 
 
 @jitable
 def product(vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
-    """C[:rows, :columns] = start + A @ B for a panel of `vectors` tiles; a, b: words, and their counts."""
-    N, row, scratch = vectors * WORDS, 0, room(vectors)
+    """The kernel of `half`: C[:rows, :columns] = start + A @ B for a panel of `vectors` tiles; lda, depth: in words."""
+    N, row, scratch = vectors * WORDS, 0, room(1, vectors)
     columns = min(columns, N)
     while row < rows:
         left, at = rows - row, shift(a, 2 * row * lda)
+        before, after = shift(start, row * ld_start), shift(c, row * ldc)
         if columns == N and left >= 2 * ROWS:
-            block(2, vectors, at, lda, b, depth, shift(start, row * ld_start), ld_start, shift(c, row * ldc), ldc)
+            block("tdpbf16ps", 2, vectors, at, lda, b, depth, before, ld_start, after, ldc)
             row += ROWS
         elif columns == N and left >= ROWS:
-            block(1, vectors, at, lda, b, depth, shift(start, row * ld_start), ld_start, shift(c, row * ldc), ldc)
+            block("tdpbf16ps", 1, vectors, at, lda, b, depth, before, ld_start, after, ldc)
         else:
-            _copy(shift(start, row * ld_start), ld_start, scratch, N, min(left, ROWS), columns)
-            block(1, vectors, at, lda, b, depth, scratch, N, scratch, N)
-            _copy(scratch, N, shift(c, row * ldc), ldc, min(left, ROWS), columns)
+            _copy(before, ld_start, scratch, N, min(left, ROWS), columns)
+            block("tdpbf16ps", 1, vectors, at, lda, b, depth, scratch, N, scratch, N)
+            _copy(scratch, N, after, ldc, min(left, ROWS), columns)
         row += ROWS
 
 

@@ -53,6 +53,6 @@ class _Attributes(AttributeTemplate):
 @lower_getattr_generic(ConstantsType)
 def _lower_attribute(context, builder, kind, value, name):
     found = getattr(kind.value, name)
-    if isinstance(found, np.floating):
+    if isinstance(found, np.generic):
         return context.get_constant(typeof(found), found)
     return context.get_constant(types.intp, found) if isinstance(found, int) else context.get_dummy_value()

@@ -21,7 +21,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.jit import native
+from nbrnn.kernels.jit import jitable, native
 from nbrnn.kernels.simd import (
     FEATURES,
     VECTOR_BYTES,
@@ -35,9 +35,8 @@ from nbrnn.kernels.simd import (
 from nbrnn.kernels.tiles import Tile, emit_panel
 
 LOT = 32  # the depth of a product is filled up to a whole number of these
-BEHIND = amx.ROWS  # rows of memory behind the last one of a first factor
 NATIVE = "avx512bf16" in FEATURES and VECTOR_BYTES == 64
-KIND = "amx" if amx.available() else "pairs" if NATIVE else "wide"
+KIND = "amx" if amx.available("bf16") else "pairs" if NATIVE else "wide"
 LANES, WORDS = Lanes(types.float32), ir.VectorType(ir.IntType(32), Lanes(types.float32).count)
 
 
@@ -54,9 +53,10 @@ class _BFloat(ir.Type):
         return hash("bfloat")
 
 
-def padded(depth: int) -> int:
+@jitable
+def padded(depth):
     """The depth with its filling."""
-    return -(-depth // LOT) * LOT
+    return (depth + LOT - 1) // LOT * LOT
 
 
 # ------------------------------------------------------------------ kernels, compiled once and called by address

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.gemm import Factors, gradient_by, pack_bias
-from nbrnn.kernels.half import KIND, LOT, store_columns, store_half, store_pairs, store_pairs_of
+from nbrnn.kernels.gemm import Factors, gradient_by
+from nbrnn.kernels.half import KIND, load_side, padded, store_columns, store_half, store_pairs, store_pairs_of
 from nbrnn.kernels.jit import jitable, sharded
 from nbrnn.kernels.memory import aligned
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store
@@ -30,17 +30,14 @@ def round_rows(source, stride, rows, step, piece, pieces, out, ld):
                 store_half(shift(out, m * ld + n * piece + c), value)
 
 
-@sharded
-def round_matrix(s, shards, source, first, step, piece, pieces, out):
-    """`round_rows` of a whole matrix, from column `first` on; source: [M, .] of floats; out: [>= M, K']."""
-    lo, hi = len(source) * s // shards, len(source) * (s + 1) // shards
-    ld, ld_out = source.shape[1], out.shape[1]
-    left = pointer(source, lo * ld + first)
-    round_rows(left, ld, hi - lo, step, piece, pieces, pointer(out, lo * ld_out), ld_out)
+@jitable
+def token_row(panel, depth, columns, token, c):
+    """One vector of a row of a panel, from column c on."""
+    return load_side(shift(panel, (token // 2 * columns + c) * 2), token % 2)
 
 
 @jitable
-def _pack_rows(s, shards, weight, order, out):
+def pack_rows(s, shards, weight, order, out):
     """out[j, k // 2, c, k % 2] = weight[order[j P + c], k]: panels for ``x @ weight.T``."""
     J, pairs, P, _ = out.shape
     K, W = weight.shape[1], lanes_of(pointer(weight, 0))
@@ -68,19 +65,6 @@ def _row(weight, order, k, column):
     """One vector of row order[k] of a weight, zeros where there is none."""
     N, row = weight.shape[1], order[k] if k < len(order) else -1
     return load(pointer(weight, max(row, 0) * N + min(column, N)), N - column if row >= 0 else 0)
-
-
-@sharded
-def pack_layer(s, shards, w_ih, order_ih, out_ih, w_hh, order_hh, out_hh, bias_ih, bias_hh, first, bias):
-    """`gemm.pack_layer` of a cell with one product."""
-    J = len(bias)
-    bias[J * s // shards : J * (s + 1) // shards] = 0.0
-    _pack_rows(s, shards, w_ih, order_ih, out_ih)
-    _pack_rows(s, shards, w_hh, order_hh, out_hh)
-    if len(bias_ih):
-        pack_bias(s, shards, bias_ih, order_ih, 0, bias)
-    if len(bias_hh):
-        pack_bias(s, shards, bias_hh, order_hh, first, bias)
 
 
 @sharded
@@ -122,16 +106,11 @@ def _room(dy, blocks, span):
 
 
 @jitable
-def _filled(depth):
-    return (depth + LOT - 1) // LOT * LOT
-
-
-@jitable
 def _gather_panels(x, offset, ldx, rows, stop, depth, N, out):
     """Round the rows of x before row `stop`, the last one first, into panels."""
     W, P = lanes_of(pointer(x, 0)), out.shape[2]
     for n in range(0, N, P):
-        for k in range(0, _filled(depth), 2):
+        for k in range(0, padded(depth), 2):
             # Behind the depth stand zeros.
             low, high = max(stop - 1 - k, 0), max(stop - 2 - k, 0)
             if len(rows):
@@ -147,7 +126,7 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
     """Round `count` columns of dy into rows, and add them to db."""
     W, ldy = lanes_of(pointer(dy, 0)), dy.shape[1]
     # Rows lie a page apart, or more: what is read of one is read at once.
-    for m in range(0, _filled(depth), 2 * W):
+    for m in range(0, padded(depth), 2 * W):
         for n in range(0, count, piece):
             for c in range(n, min(n + piece, count), W):
                 at = pointer(dy, (len(dy) - 1 - k - m) * ldy + column + n // piece * step + c - n)
@@ -160,7 +139,7 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
 @jitable
 def _add_block(kernel, left, block, n, depth, c, N, count, columns):
     """A tile of dw plus the product of a block of dy with one panel of x."""
-    depth = _filled(depth)
+    depth = padded(depth)
     product(kernel, pointer(left, 0), BLOCK, pointer(block, n * BLOCK), depth, c, N, c, N, count, columns)
 
 

@@ -40,7 +40,7 @@ Schedules: the shards divide the rows of the batch and run the whole loop withou
 the hidden units and meet after every product that needs whole rows (`barrier`). Either way each number is computed by
 the same operations in the same order.
 
-Where factors have half width (`half`), x and the weights are given as such, and a step begins with rounding what it
+Where factors are narrow (`products`), x and the weights are given as such, and a step begins with rounding what it
 multiplies with: the rows of h forward, of the gradients of the pre-activations back. `middle` is the scratch for that,
 of one shard or of each that needs all rows.
 
@@ -62,10 +62,9 @@ from numba.extending import overload
 from nbrnn.kernels import amx
 from nbrnn.kernels.barrier import join, meet
 from nbrnn.kernels.constants import Constants
-from nbrnn.kernels.half import BEHIND, LOT, load_side
-from nbrnn.kernels.half_gemm import round_rows
 from nbrnn.kernels.jit import Kernel, jitable
 from nbrnn.kernels.normalise import moments, normalise_back, normalise_slots
+from nbrnn.kernels.products import Products
 from nbrnn.kernels.simd import (
     accumulate_many,
     element,
@@ -159,6 +158,8 @@ class Equations(Constants):
     number : numpy.float32 or numpy.float64
         Any number of the precision.
     layout : Layout
+    products : Products
+        Of what factors; narrow ones only for a cell with one product in a step.
     forward : callable
         ``forward(gates, prev, own, given) -> new, kept``
     backward : callable
@@ -178,13 +179,12 @@ class Equations(Constants):
         ``front_backward(d, states, own, mask) -> dstates, down``.
     fronts : int
         How many those are.
-    half : int
-        Whether the factors of products have half width, which only a cell with one product in a step can have.
     """
 
     name: str
     number: np.floating
     layout: Layout
+    products: Products
     forward: Callable
     backward: Callable
     operand: Callable | None = None
@@ -196,7 +196,6 @@ class Equations(Constants):
     front: Callable | None = None
     front_backward: Callable | None = None
     fronts: int = 0
-    half: int = 0
 
     def __getattr__(self, name: str) -> int:
         """The numbers of the layout, and what follows from them."""
@@ -212,27 +211,22 @@ class Equations(Constants):
     @property
     def left(self) -> Callable:
         """Finds what a step hands to its second product, or the scratch for rounded rows."""
-        return _rounded if self.half else _middle
-
-    @property
-    def token_weights(self) -> Callable:
-        """Finds the weights that a token stands for."""
-        return _token_row_half if self.half else _token_row
+        return _rounded if self.products.narrow else _middle
 
     @property
     def step(self) -> Callable:
         if self.finish:
             return _step_normalised
-        if self.half:
-            return _step_half
+        if self.products.narrow:
+            return _step_narrow
         return _step_with_operand if self.operand else _step_with_projection if self.project else _step
 
     @property
     def step_back(self) -> Callable:
         if self.finish:
             return _step_back_normalised
-        if self.half:
-            return _step_back_half
+        if self.products.narrow:
+            return _step_back_narrow
         if self.operand:
             return _step_back_with_operand
         return _step_back_with_projection if self.project else _step_back
@@ -406,9 +400,9 @@ def _integers(address):
 
 
 @jitable
-def _half(address, offset):
-    """A pointer to numbers of half width."""
-    return pointer_to(np.uint16(0), address, offset)
+def _factors(cell, address, offset):
+    """The same of an array of factors."""
+    return pointer_to(cell.products.number, address, offset)
 
 
 @jitable
@@ -420,7 +414,7 @@ def _middle(cell, p, row, once, shard):
 @jitable
 def _rounded(cell, p, row, once, shard):
     """Scratch for the rounded rows of a step: a shard's own rows, or all of them where it has some units of each."""
-    return _half(p.middle, (shard * (p.B + BEHIND) if p.by_units else once) * p.ld_middle)
+    return _factors(cell, p.middle, (shard * (p.B + amx.BEHIND) if p.by_units else once) * p.ld_middle)
 
 
 @jitable
@@ -483,7 +477,7 @@ def _forward(shard, shards, cell, numbers):
         q0, q1 = _share(q1, shard, shards)
     else:
         lo, hi = _rows(p, shard, shards)
-    if cell.half:
+    if cell.products.narrow:
         amx.begin()
     # Strides of the pre-activations: one row, one panel
     g_m, g_j = (PANEL, 0) if p.shared else (J * PANEL, PANEL)
@@ -515,7 +509,7 @@ def _forward(shard, shards, cell, numbers):
                 part = rows, p.H, j0, j1, q0, q1
                 team = shards if p.by_units else 1, step
                 cell.step(cell, p, here if p.block == 1 else -1, part, at, states, beside, mid, team)
-    if cell.half:
+    if cell.products.narrow:
         amx.end()
 
 
@@ -551,22 +545,22 @@ def _step(cell, p, row, part, at, states, beside, mid, team):
 
 
 @jitable
-def _step_half(cell, p, row, part, at, states, beside, rounded, team):
-    """A step of a cell with one product, by factors of half width."""
+def _step_narrow(cell, p, row, part, at, states, beside, rounded, team):
+    """A step of a cell with one product, by narrow factors."""
     (rows, _, j0, j1, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
-    W, U, depth = lanes_of(gates), cell.vectors, p.ld_middle
+    W, U, depth, panel = lanes_of(gates), cell.vectors, cell.products.padded(p.P), cell.products.column(p.P)
     recurrent = cell.recurrent * U * W
     start = cell.slots * U * W - recurrent
     if recurrent > 0:
-        round_rows(h_prev, ld, rows, p.P, p.P, 1, rounded, depth)
+        cell.products.round_rows(h_prev, ld, rows, p.P, p.P, 1, rounded, p.ld_middle)
     for n in range(j0, j1):
         j = _turn(n, j0, j1, team)
         g = shift(gates, j * g_j)
         if row >= 0:
             _input(cell, p, row, rows, j, g, g_m)
         if recurrent > 0:
-            r, b = shift(g, start), _half(p.w_hh, j * depth * recurrent)
-            product(p.kernel_hh, rounded, depth, b, depth, r, g_m, r, g_m, rows, recurrent)
+            r, b = shift(g, start), _factors(cell, p.w_hh, j * panel * recurrent)
+            product(p.kernel_hh, rounded, p.ld_middle, b, depth, r, g_m, r, g_m, rows, recurrent)
         _forward_tile(cell, p, j, part, at, states, beside)
     if recurrent > 0:
         _wait(p, team, 1, 1)
@@ -658,39 +652,22 @@ def _products(cell, p, row, part, at, states, j):
 
 
 @jitable
-def _token_row(cell, p, place):
-    """A vector of one row of a panel of input weights."""
-    panel, token, columns, c = place
-    W = lanes_of(_at(cell, p.y, 0))
-    return load(_at(cell, p.w_ih, panel + token * columns + c), W)
-
-
-@jitable
-def _token_row_half(cell, p, place):
-    """The same where two rows lie in pairs."""
-    panel, token, columns, c = place
-    return load_side(_half(p.w_ih, panel + (token // 2 * columns + c) * 2), token % 2)
-
-
-@jitable
 def _input(cell, p, row, rows, j, g, g_m):
     """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
     W = lanes_of(g)
     total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
-    bias, depth = _at(cell, p.bias, j * total), (p.I + LOT - 1) // LOT * LOT if cell.half else p.I
+    bias, depth, size = _at(cell, p.bias, j * total), cell.products.padded(p.I), cell.products.row(p.I)
+    weights = _factors(cell, p.w_ih, j * cell.products.column(p.I) * columns)
     if p.tokens:
         tokens = _integers(p.x)
         for m in range(rows):
             token = element(tokens, row + m)
             for c in range(0, columns, W):
-                weights = cell.token_weights(cell, p, (j * depth * columns, token, columns, c))
-                store(shift(g, m * g_m + c), load(shift(bias, c), W) + weights, W)
-    elif cell.half:
-        x, b = _half(p.x, row * depth), _half(p.w_ih, j * depth * columns)
-        product(p.kernel_ih, x, depth, b, depth, bias, 0, g, g_m, rows, columns)
+                one = cell.products.token_row(weights, depth, columns, token, c)
+                store(shift(g, m * g_m + c), load(shift(bias, c), W) + one, W)
     else:
-        x, b = _at(cell, p.x, row * depth), _at(cell, p.w_ih, j * depth * columns)
-        product(p.kernel_ih, x, depth, b, depth, bias, 0, g, g_m, rows, columns)
+        x = _factors(cell, p.x, row * size)
+        product(p.kernel_ih, x, size, weights, depth, bias, 0, g, g_m, rows, columns)
     for m in range(rows):
         for c in range(columns, total, W):
             store(shift(g, m * g_m + c), load(shift(bias, c), W), W)
@@ -762,7 +739,7 @@ def _backward(shard, shards, cell, numbers):
     j0, j1 = p0 * PANEL // units, min(J, p1 * PANEL // units)
     g_j = cell.kept * units
     g_m, ld_down = J * g_j, J * units
-    if cell.half:
+    if cell.products.narrow:
         amx.begin()
     for step in range(p.T - 1, -1, -1):
         t = p.T - 1 - step if p.reverse else step
@@ -789,7 +766,7 @@ def _backward(shard, shards, cell, numbers):
             part = rows, p.H, j0, j1, p0, p1, q0, q1
             team = shards if p.by_units else 1, p.T - 1 - step
             cell.step_back(cell, p, part, at, states, gradients, beside, mid, team)
-    if cell.half:
+    if cell.products.narrow:
         amx.end()
 
 
@@ -804,22 +781,23 @@ def _step_back(cell, p, part, at, states, gradients, beside, mid, team):
 
 
 @jitable
-def _step_back_half(cell, p, part, at, states, gradients, beside, mid, team):
-    """A step back of a cell with one product, by factors of half width."""
+def _step_back_narrow(cell, p, part, at, states, gradients, beside, mid, team):
+    """A step back of a cell with one product, by narrow factors."""
     (rows, _, _, _, _, _, q0, q1), (gates, g_m, g_j), (_, dh, ld, _, _, _, _, _) = part, at, gradients
-    rounded, depth = mid[0], p.ld_middle
-    W, U = lanes_of(dh), cell.vectors
+    rounded, W, U = mid[0], lanes_of(dh), cell.vectors
     PANEL, piece = VECTORS * W, cell.recurrent * U * W
+    count = g_m // g_j * piece
+    depth, panel = cell.products.padded(count), cell.products.column(count)
     _backward_tile(cell, cell.output, part, at, states, gradients, beside)
     if piece > 0:
         _wait(p, team, 1, 1)
         slots = shift(gates, cell.slots * U * W - piece)
-        round_rows(slots, g_m, rows, g_j, piece, g_m // g_j, rounded, depth)
+        cell.products.round_rows(slots, g_m, rows, g_j, piece, g_m // g_j, rounded, p.ld_middle)
         for n in range(q0, q1):
             q = _turn(n, q0, q1, team)
             into = shift(dh, q * PANEL)
-            b = _half(p.w_hh, q * depth * PANEL)
-            product(p.kernel, rounded, depth, b, depth, into, ld, into, ld, rows, _filled(p.P - q * PANEL, W))
+            b = _factors(cell, p.w_hh, q * panel * PANEL)
+            product(p.kernel, rounded, p.ld_middle, b, depth, into, ld, into, ld, rows, _filled(p.P - q * PANEL, W))
 
 
 @jitable

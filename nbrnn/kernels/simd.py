@@ -94,7 +94,7 @@ def emit_splat(builder, value, vector):
     return builder.shuffle_vector(builder.insert_element(undefined, value, ir.IntType(32)(0)), undefined, zeros)
 
 
-def _as_lanes(context, builder, value, kind, lanes):
+def as_lanes(context, builder, value, kind, lanes):
     if isinstance(kind, Lanes):
         return value
     return emit_splat(builder, context.cast(builder, value, kind, lanes.dtype), vector_type(lanes.dtype))
@@ -110,7 +110,7 @@ def _binary(operators, instruction):
                 return signature(lanes, *args)
 
     def lower(context, builder, sig, args):
-        left, right = (_as_lanes(context, builder, v, kind, sig.return_type) for v, kind in zip(args, sig.args))
+        left, right = (as_lanes(context, builder, v, kind, sig.return_type) for v, kind in zip(args, sig.args))
         return getattr(builder, instruction)(left, right, flags=FLAGS)
 
     for name in operators:
@@ -145,7 +145,7 @@ def where_less(typingctx, a, b, x, y):
         return None
 
     def codegen(context, builder, sig, args):
-        a, b, x, y = (_as_lanes(context, builder, v, kind, lanes) for v, kind in zip(args, sig.args))
+        a, b, x, y = (as_lanes(context, builder, v, kind, lanes) for v, kind in zip(args, sig.args))
         return builder.select(builder.fcmp_ordered("<", a, b), x, y)
 
     return lanes(a, b, x, y), codegen
@@ -158,7 +158,7 @@ def clip(typingctx, x, low, high):
         return None
 
     def codegen(context, builder, sig, args):
-        x, low, high = (_as_lanes(context, builder, v, kind, sig.return_type) for v, kind in zip(args, sig.args))
+        x, low, high = (as_lanes(context, builder, v, kind, sig.return_type) for v, kind in zip(args, sig.args))
         x = builder.select(builder.fcmp_ordered("<", x, low), low, x)
         return builder.select(builder.fcmp_ordered(">", x, high), high, x)
 
@@ -365,7 +365,7 @@ def store(typingctx, p, value, count):
     lanes = Lanes(p.dtype)
 
     def codegen(context, builder, sig, args):
-        value = _as_lanes(context, builder, args[1], sig.args[1], lanes)
+        value = as_lanes(context, builder, args[1], sig.args[1], lanes)
         _store_either(builder, [(args[0], value)], args[2])
         return context.get_dummy_value()
 
@@ -451,7 +451,7 @@ def accumulate_many(typingctx, p, stride, values):
 def _tuple_cells(context, builder, p, stride, values, kind, lanes):
     """Pointer and vector of every element of a tuple of vectors and numbers."""
     for n, value in enumerate(cgutils.unpack_tuple(builder, values)):
-        yield builder.gep(p, [builder.mul(stride, stride.type(n))]), _as_lanes(context, builder, value, kind[n], lanes)
+        yield builder.gep(p, [builder.mul(stride, stride.type(n))]), as_lanes(context, builder, value, kind[n], lanes)
 
 
 @intrinsic

@@ -207,23 +207,19 @@ class Tile:
         a = builder.gep(a, [row if self.transposed else builder.mul(row, self.lda)])
         whole = builder.icmp_signed(">=", self.columns, INT(self.vectors * vector.count))
 
-        def load(part):
-            cells = self._cells(rows, start, self.ld_start, row)
-            return [emit_load(builder, p, vector, count if part else None) for p, count in cells]
-
         def store(part):
             for value, (p, count) in zip(result, self._cells(rows, c, self.ldc, row)):
                 emit_store(builder, value, p, count if part else None)
             return []
 
-        tile = emit_either(builder, whole, load)
+        tile = self._begin(rows, row, b, start, whole)
         entry = builder.block
         loop, done = (builder.function.append_basic_block(name) for name in ("depth", "tile"))
         builder.cbranch(builder.icmp_signed(">", self.depth, INT(0)), loop, done)
         builder.position_at_end(loop)
         k = builder.phi(INT)
         k.add_incoming(INT(0), entry)
-        sums = [builder.phi(vector) for _ in tile]
+        sums = [builder.phi(value.type) for value in tile]
         new = self._step(rows, a, b, k, sums)
         for phi, value, added in zip(sums, tile, new):
             phi.add_incoming(value, entry)
@@ -234,10 +230,11 @@ class Tile:
         builder.position_at_end(done)
         result = []
         for value, added in zip(tile, new):
-            phi = builder.phi(vector)
+            phi = builder.phi(value.type)
             phi.add_incoming(value, entry)
             phi.add_incoming(added, loop)
             result.append(phi)
+        result = self._end(result, rows, row, a, b, start, whole)
         emit_either(builder, whole, store)
 
     def _cells(self, rows, base, stride, row):
@@ -270,8 +267,19 @@ class Tile:
             sums = new
         return sums
 
-    # What a step does with the numbers that it loads; `half` has other kinds of numbers.
+    # What sums begin with and become, and what a step does with the numbers that it loads; `half` and `int8` have other
+    # kinds of numbers.
     parts = 1
+
+    def _begin(self, rows, row, b, start, whole):
+        def load(part):
+            cells = self._cells(rows, start, self.ld_start, row)
+            return [emit_load(self.builder, p, self.vector, count if part else None) for p, count in cells]
+
+        return emit_either(self.builder, whole, load)
+
+    def _end(self, sums, rows, row, a, b, start, whole):
+        return sums
 
     def _column(self, p, part):
         return emit_load(self.builder, p, self.vector)

@@ -23,10 +23,12 @@ import numpy as np
 
 from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options, Program, compile_cell
-from nbrnn.kernels import gemm, half, half_gemm, schedule
+from nbrnn.kernels import gemm, half_gemm, schedule
+from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import Prepared, Stage, Stages, get_num_threads, prepare, run, stage, threading_layer
 from nbrnn.kernels.memory import empty, zeros
+from nbrnn.kernels.products import round_matrix
 from nbrnn.kernels.rows import clear, copy_rows, own_gradient, pack_own
 from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
 from nbrnn.kernels.schedule import Schedule, shards_for
@@ -144,9 +146,9 @@ class Direction:
     def __init__(self, shape: Shape, inputs: int, end: str, reverse: int):
         self.shape, self.cell, self.inputs, self.reverse, self.end = shape, shape.cell, inputs, reverse, end
         self.hidden, self.output, self.dtype = shape.hidden, shape.output, shape.dtype
-        self.program, self.half = shape.program(), shape.options.half
-        self.layout = self.program.equations.layout
-        self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype, self.half)
+        self.program = shape.program()
+        self.layout, self.products = self.program.equations.layout, self.program.equations.products
+        self.packing: Packing = packing_of(self.cell, self.layout, self.hidden, self.output, self.dtype, self.products)
         self.scans, self.fronts = compile_scan(self.program.equations), compile_front(self.program.equations)
         self.projected = shape.options.projection is not None
         self.kernels = self.packing.kernels(self.projected)
@@ -261,7 +263,7 @@ class Direction:
         """The stages of the forward scan."""
         steps, x, y, (given, by_step, _), how = tape.steps, tape.x, tape.y, tape.given, tape.how
         tokens, stages, middle = x.ndim == 1, [], tape.middle
-        if self.half:
+        if self.products.narrow:
             middle = self._scratch(how, steps, self.output)
             x, stages = (x, []) if tokens else self._round(x, 0, self.inputs, 1, 0)
         return [*stages, stage(self.scans[0], how.shards, Forward(
@@ -274,12 +276,13 @@ class Direction:
     def _scratch(self, how: Schedule, steps: Steps, depth: int) -> np.ndarray:
         """Where a scan rounds the rows of one step, once or for each shard."""
         planes = how.shards if how.by_units else 1
-        return zeros((planes, steps.B + half.BEHIND, half.padded(depth)), np.uint16)
+        return zeros((planes, steps.B + BEHIND, self.products.row(depth)), self.products.number.dtype)
 
     def _round(self, x: np.ndarray, first: int, piece: int, pieces: int, step: int) -> tuple[np.ndarray, list[Stage]]:
-        """A matrix of half width, of some columns of x, and the stage that fills it; see `half_gemm.round_matrix`."""
-        out = zeros((len(x) + half.BEHIND, half.padded(piece * pieces)), np.uint16)
-        return out, [stage(half_gemm.round_matrix, shards_for(20 * out.size), x, first, step, piece, pieces, out)]
+        """A matrix of narrow factors, of some columns of x, and the stage that fills it; see `round_matrix`."""
+        out = zeros((len(x) + BEHIND, self.products.row(piece * pieces)), self.products.number.dtype)
+        kernel, shards = round_matrix(self.products), shards_for(20 * out.size)
+        return out, [stage(kernel, shards, x, first, step, piece, pieces, out)]
 
     def new_states(self, B: int) -> list[np.ndarray]:
         """Room for all states of the scan, to go on from."""
@@ -462,7 +465,8 @@ class Direction:
         """From the tape to the gradients of the pre-activations."""
         steps, (given, by_step, _), (w_hh, w_mid, _), H = tape.steps, tape.given, carry.back, self.hidden
         _, how = self.schedules(steps)
-        middle = self._scratch(how, steps, len(self.packing.recurrent_order)) if self.half else tape.middle
+        narrow = self.products.narrow
+        middle = self._scratch(how, steps, len(self.packing.recurrent_order)) if narrow else tape.middle
         columns = self.packing.panels * self.packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
         return stage(self.scans[1], how.shards, Backward(
             self.packing.plain_kernel(), how.by_units, self.reverse, steps.T, steps.B, H, self.output,
@@ -492,7 +496,8 @@ class Direction:
             tokens = x, packing.input_runs, *outputs, *inputs
             stages.append(stage(gemm.gradient_with_tokens, shards, *left, *hidden, *tokens))
         else:
-            gradient, left = (half_gemm.gradient, (packing.plain_kernel(), dgates)) if self.half else (gradient, left)
+            if self.products.narrow:
+                gradient, left = half_gemm.gradient, (packing.plain_kernel(), dgates)
             if self.layout.recurrent:
                 stages.append(stage(gradient, shards, *left, *hidden, *outputs))
             shards, all_x = shards_for(2 * N * dweights.weight_ih.size), (x, 0, self.inputs, NO_ROWS)
@@ -515,7 +520,7 @@ class Direction:
         pieces = 1 if packing.layout.inputs == packing.layout.kept else packing.panels
         depth, step = len(packing.input_order) // pieces, packing.columns
         shards, kernel = shards_for(2 * len(dgates) * packed.size), packing.plain_kernel()
-        if self.half:
+        if self.products.narrow:
             a, stages = self._round(dgates, 0, depth, pieces, step)
             return [*stages, stage(half_gemm.multiply, shards, kernel, a, packed, start, dx)]
         return [stage(gemm.multiply, shards, kernel, dgates, 0, step, depth, packed, start, dx)]

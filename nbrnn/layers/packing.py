@@ -13,12 +13,13 @@ from typing import NamedTuple
 import numpy as np
 
 from nbrnn.cells.cell import Cell
-from nbrnn.kernels import gemm, half, half_gemm
+from nbrnn.kernels import gemm, half_gemm, products
 from nbrnn.kernels.jit import Stage, stage
 from nbrnn.kernels.memory import empty
+from nbrnn.kernels.products import Products
 from nbrnn.kernels.scan import Layout
 from nbrnn.kernels.schedule import shards_for
-from nbrnn.kernels.tiles import VECTORS, panel_width, product_kernel
+from nbrnn.kernels.tiles import VECTORS, panel_width
 
 
 class Weights(NamedTuple):
@@ -33,7 +34,7 @@ class Weights(NamedTuple):
 
 
 class Ahead(NamedTuple):
-    """Weights as a scan streams them; [J, . / 2, ., 2] for [J, ., .] where they have half width."""
+    """Weights as a scan streams them; narrow ones have one dimension more (`Products.panels`)."""
 
     w_ih: np.ndarray  # [J, I, .]
     bias: np.ndarray  # [J, S U W]
@@ -60,12 +61,12 @@ class Packing:
     hidden, output : int
         Hidden size H, and the size P of what is fed back.
     dtype : numpy.dtype
-    half : bool
-        Whether weights have half width.
+    products : Products
+        What weights are in products.
     """
 
-    def __init__(self, cell: Cell, layout: Layout, hidden: int, output: int, dtype: np.dtype, half: bool):
-        self.layout, self.hidden, self.output, self.dtype, self.half = layout, hidden, output, dtype, half
+    def __init__(self, cell: Cell, layout: Layout, hidden: int, output: int, dtype: np.dtype, products: Products):
+        self.layout, self.hidden, self.output, self.dtype, self.products = layout, hidden, output, dtype, products
         self.panels, self.units, self.columns = layout.panels(hidden, dtype), layout.units(dtype), layout.columns(dtype)
         first = layout.slots - layout.second - layout.recurrent
         self.input_order, self.input_runs = self._places(cell, cell.input_slots, 0)
@@ -75,21 +76,13 @@ class Packing:
 
     def kernels(self, projected: bool) -> tuple[int, int, int]:
         """Addresses of the kernels for the input, the recurrent and the second product."""
-        U, dtype = self.layout.vectors, self.dtype
+        U = self.layout.vectors
         counts = self.layout.inputs * U, self.layout.recurrent * U, VECTORS if projected else self.layout.second * U
-        if self.half:
-            return tuple(half.product_kernel(count) if count else 0 for count in counts)
-        return tuple(product_kernel(count, dtype) if count else 0 for count in counts)
+        return tuple(self.products.kernel(count) if count else 0 for count in counts)
 
     def plain_kernel(self) -> int:
         """The address of the kernel for plain panels."""
-        return half.product_kernel(VECTORS) if self.half else product_kernel(VECTORS, self.dtype)
-
-    def _room(self, panels: int, depth: int, columns: int) -> np.ndarray:
-        """Room for packed weights."""
-        if self.half:
-            return empty((panels, half.padded(depth) // 2, columns, 2), np.uint16)
-        return empty((panels, depth, columns), self.dtype)
+        return self.products.kernel(VECTORS)
 
     def _places(self, cell: Cell, slots: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
         """The row of the weight matrix for every column of the panels, and where the gradient of every row lies in
@@ -104,8 +97,8 @@ class Packing:
     def forward(self, inputs: int, projected: bool) -> Ahead:
         """Room for what a scan streams."""
         layout, units, J, dtype = self.layout, self.units, self.panels, self.dtype
-        w_ih = self._room(J, inputs, layout.inputs * units)
-        w_hh = self._room(J, self.output, layout.recurrent * units)
+        w_ih = self.products.panels(J, inputs, layout.inputs * units)
+        w_hh = self.products.panels(J, self.output, layout.recurrent * units)
         Q, P = gemm.panels(self.output, dtype), panel_width(VECTORS, dtype)
         shape = (Q, self.hidden, P) if projected else (J * bool(layout.second), self.hidden, layout.second * units)
         bias = empty((J, layout.slots * units), dtype)
@@ -115,11 +108,11 @@ class Packing:
         """Room for what a scan streams on its way back."""
         P, layout, dtype = panel_width(VECTORS, self.dtype), self.layout, self.dtype
         Q = gemm.panels(self.output, dtype)
-        w_hh = self._room(Q if layout.recurrent else 0, len(self.recurrent_order), P)
+        w_hh = self.products.panels(Q if layout.recurrent else 0, len(self.recurrent_order), P)
         shape = Q if layout.second else 0, len(self.second_order)
         if projected:
             shape = gemm.panels(self.hidden, dtype), self.output
-        w_ih = self._room(gemm.panels(inputs, dtype) if inputs else 0, len(self.input_order), P)
+        w_ih = self.products.panels(gemm.panels(inputs, dtype) if inputs else 0, len(self.input_order), P)
         return Back(w_hh, empty((*shape, P), dtype), w_ih)
 
     def pack(self, weights: Weights, into: Ahead) -> list[Stage]:
@@ -129,9 +122,9 @@ class Packing:
         slots, projected = self.layout, weights.weight_hr is not None
         first, stop = slots.slots - slots.second - slots.recurrent, slots.slots - slots.second
         shards = shards_for(20 * (weights.weight_ih.size + hh.size))
-        if self.half:
+        if self.products.narrow:
             args = weights.weight_ih, self.input_order, w_ih, hh, self.recurrent_order, w_hh
-            return [stage(half_gemm.pack_layer, shards, *args, *biases, first * self.units, bias)]
+            return [stage(products.pack_layer(self.products), shards, *args, *biases, first * self.units, bias)]
         mid = np.empty((0, self.hidden, 0), self.dtype) if projected else w_mid
         args = weights.weight_ih, self.input_order, w_ih, hh, self.recurrent_order, w_hh, self.second_order, mid
         places = first * self.units, stop * self.units
@@ -150,7 +143,7 @@ class Packing:
         hh, (w_hh, w_mid, w_ih), projected = self._recurrent(weights), into, weights.weight_hr is not None
         mid = np.empty((0, 0, w_mid.shape[2]), self.dtype) if projected else w_mid
         shards = shards_for(20 * (hh.size + (weights.weight_ih.size if len(w_ih) else 0)))
-        if self.half:
+        if self.products.narrow:
             args = hh, self.recurrent_order, w_hh, weights.weight_ih, self.input_order, w_ih
             return [stage(half_gemm.pack_layer_back, shards, *args)]
         args = hh, self.recurrent_order, w_hh, self.second_order, mid, weights.weight_ih, self.input_order, w_ih

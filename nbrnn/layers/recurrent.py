@@ -19,7 +19,9 @@ from nbrnn.cells.cell import Cell
 from nbrnn.cells.program import Options
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels import simd
+from nbrnn.kernels.int8 import DEEPEST
 from nbrnn.kernels.memory import empty
+from nbrnn.kernels.products import NARROW
 from nbrnn.layers.direction import Direction, Given, Panels, Shape, Tape
 from nbrnn.layers.dropout import draw, draw_mask
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
@@ -94,12 +96,14 @@ class Recurrent(Module):
     recompute : int or bool
         Steps after which training keeps the states, to compute what lies between once more in the backward pass: memory
         grows with recompute + T / recompute instead of T, for a third more time. True takes the square root of T, but
-        at least 64. The gradients are the same bits, unless dropout or zoneout draw (other) masks. Not for two
-        directions.
-    products : {"bfloat16"} or None
-        To what the factors of products are rounded; None: to nothing less than `dtype`. With "bfloat16", parameters,
-        sums, states and gradients stay float32, and only what is multiplied is rounded to 8 bits of mantissa. For
-        cells with one product in a step, and float32.
+        at least 64. The gradients are the same bits, unless dropout or zoneout draw (other) masks; of weights, with
+        rounded `products`, up to rounding. Not for two directions.
+    products : {"bfloat16", "int8"} or None
+        To what the factors of products are rounded; None: to nothing less than `dtype`. Parameters, sums, states and
+        gradients stay float32, and only what is multiplied is rounded: with "bfloat16" to 8 bits of mantissa; with
+        "int8", which is for inference alone, to integers from -127 to 127 times a scale for each row of a weight
+        matrix, and for each row of x and of h at each step. For cells with one product in a step, and float32; see
+        ``docs/precision.md``.
     given : mapping of str to float or None
         Numbers that the cell takes in every call where the call does not give them.
 
@@ -207,13 +211,15 @@ class Recurrent(Module):
 
     def _check_products(self, products: str | None) -> str | None:
         cell = self.cell
-        if products not in (None, "bfloat16"):
-            raise ValueError(f"products: expected None or 'bfloat16', got {products!r}")
+        if products not in (None, *NARROW):
+            raise ValueError(f"products: expected None, 'bfloat16' or 'int8', got {products!r}")
         if products and self.dtype != np.float32:
             raise ValueError(f"products: expected None for {self.dtype}, got {products!r}")
         if products and (self.proj_size or cell.second or cell.finish):
             what = "a projection" if self.proj_size else cell.name
             raise ValueError(f"products: expected None for {what}, got {products!r}: it takes one product in a step")
+        if products == "int8" and max(self.input_size, self.output_size) > DEEPEST:
+            raise ValueError(f"products: expected None for sizes above {DEEPEST}, got 'int8', whose sums may overflow")
         return products
 
     def _check_options(self) -> None:
@@ -240,8 +246,7 @@ class Recurrent(Module):
         """For each layer and direction what runs it."""
         projection = self.projection if self.proj_size else None
         zoneout = tuple(p > 0 for p in self.zoneout)
-        half = self.products == "bfloat16"
-        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, half)
+        options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, self.products)
         shape = Shape(self.cell, self.hidden_size, self.out_size, self.dtype, self.bias, options)
         return [
             Direction(shape, self._inputs(row // self.directions), end, reverse)
@@ -411,6 +416,9 @@ class Recurrent(Module):
         self, x: np.ndarray | Ragged, state: State = None, lengths: Any = None, **given: Any
     ) -> tuple[np.ndarray | Ragged, State, Pullback]:
         """Outputs, last state, and the function that takes gradients back. See the notes of the class."""
+        if self.products == "int8":
+            words = "which is for inference: train with one of those and give its parameters to a layer with 'int8'"
+            raise ValueError(f"products: expected None or 'bfloat16' for gradients, got 'int8', {words}")
         learnt = state is None and self.learn_state
         form, x, first, beside = self._check(x, state, lengths, given)
         last = self._empty_states(form.steps.B)
@@ -495,6 +503,8 @@ class Recurrent(Module):
     def explain(self, T: int, B: int) -> str:
         """Which kernels and schedules a call with T steps of B rows would take, and why."""
         lines = [f"{self.cell.name}, {self.dtype}: {simd.instruction_set()}, vectors of {simd.width(self.dtype)}"]
+        if self.products:
+            lines[0] += f", products of {self._parts[0].products.name}"
         for (end, _), part in zip(self._ends(), self._parts):
             for way, plan in zip(("forward", "backward"), part.schedules(even_steps(T, B))):
                 block = f", input product of {plan.block} steps at once" if plan.block > 1 and way == "forward" else ""
