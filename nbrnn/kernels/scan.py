@@ -401,7 +401,7 @@ def _integers(address):
 
 @jitable
 def _factors(cell, address, offset):
-    """The same of an array of factors."""
+    """A pointer to the factors of an array, from one of them on."""
     return pointer_to(cell.products.number, address, offset)
 
 
