@@ -385,7 +385,7 @@ def test_the_checks_notice_a_cell_with_a_wrong_equation(monkeypatch):
 
 # ------------------------------------------------------------------ schedules
 
-SCHEDULES = [("serial", 1, 1), ("serial", 1, 3), ("batch", 2, 1), ("units", 2, 2), ("units", 2, 50)]
+SCHEDULES = [("serial", 1, 1), ("serial", 1, 3), ("batch", 2, 1), ("batch", 2, 3), ("units", 2, 2), ("units", 2, 50)]
 
 
 def needs_threads(count):

@@ -484,11 +484,11 @@ def _forward(shard, shards, cell, numbers):
     for s0 in range(0, p.T, p.block):
         s1 = min(s0 + p.block, p.T)
         t0, t1 = (p.T - s1, p.T - s0) if p.reverse else (s0, s1)
-        origin, stop = element(starts, t0), element(starts, t1)
+        origin = element(starts, t0)
         if p.block > 1:
+            g = _at(cell, p.gates, (origin if p.keep else 0) * g_m)
             for j in range(j0, j1):
-                g = _at(cell, p.gates, (origin if p.keep else 0) * g_m + j * g_j)
-                _input(cell, p, origin, stop - origin, j, g, g_m)
+                _input_block(cell, p, t0, t1, lo, hi, j, shift(g, j * g_j), g_m)
         for step in range(s0, s1):
             t = p.T - 1 - step if p.reverse else step
             now, last = element(starts, t), element(starts, t + 1)
@@ -511,6 +511,21 @@ def _forward(shard, shards, cell, numbers):
                 cell.step(cell, p, here if p.block == 1 else -1, part, at, states, beside, mid, team)
     if cell.products.narrow:
         amx.end()
+
+
+@jitable
+def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
+    """`_input` of some rows of several time steps; g: where the first of these steps begins."""
+    starts = _integers(p.starts)
+    origin = element(starts, t0)
+    if lo == 0 and hi == p.B:
+        _input(cell, p, origin, element(starts, t1) - origin, j, g, g_m)
+        return
+    for t in range(t0, t1):
+        now = element(starts, t)
+        rows = min(hi, element(starts, t + 1) - now) - lo
+        if rows > 0:
+            _input(cell, p, now + lo, rows, j, shift(g, (now + lo - origin) * g_m), g_m)
 
 
 @jitable

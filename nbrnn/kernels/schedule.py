@@ -23,6 +23,9 @@ ROWS = 4
 CACHE, CACHE_ROWS = 1_500_000, 24
 # Rows of several time steps that the input product takes at once where a step has few.
 BLOCK_ROWS = 48
+# Time steps whose input product is done at once where all weights are far larger than a core's cache: its weights need
+# not be fetched for each step.
+BLOCK = 4
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Schedule:
 
 
 @lru_cache(maxsize=1024)
-def choose(T: int, B: int, step_work: int, weights: int, panels: int, threads: int, layer: str) -> Schedule:
+def choose(
+    T: int, B: int, step_work: int, weights: int, inputs: int, panels: int, threads: int, layer: str
+) -> Schedule:
     """The schedule of a scan.
 
     Parameters
@@ -61,8 +66,8 @@ def choose(T: int, B: int, step_work: int, weights: int, panels: int, threads: i
         Time steps and rows.
     step_work : int
         Floating-point operations of one step of one row.
-    weights : int
-        Bytes of the recurrent weights.
+    weights, inputs : int
+        Bytes of the recurrent weights, and of those of the input product.
     panels : int
         Pieces into which the hidden units can be divided.
     threads : int
@@ -78,7 +83,8 @@ def choose(T: int, B: int, step_work: int, weights: int, panels: int, threads: i
         return Schedule("serial", 1, serial, f"{work:,} operations are not worth a parallel region")
     heavy = weights > CACHE and B < CACHE_ROWS * threads
     if B >= ROWS * threads and not (heavy and panels >= threads):
-        return Schedule("batch", threads, 1, f"{B} rows are at least {ROWS} for each thread")
+        block = min(T, BLOCK) if weights + inputs > 2 * CACHE else 1
+        return Schedule("batch", threads, block, f"{B} rows are at least {ROWS} for each thread")
     if panels >= threads and B * step_work >= STEP_WORK:
         words = f"{weights:,} bytes of weights for {B} rows" if heavy else f"{B} rows are few"
         return Schedule("units", threads, max(2, block), f"{words}, {panels} panels of hidden units can be divided")

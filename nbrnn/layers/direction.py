@@ -192,8 +192,10 @@ class Direction:
         work, weights = columns * P + projection, (columns * P + projection) * self.dtype.itemsize
         # A normalisation takes whole rows: nothing to divide.
         panels, plain = (1, 1) if layout.norms else (self.packing.panels, gemm.panels(min(H, P), self.dtype))
-        ahead = schedule.choose(T, B, 2 * (work + layout.inputs * H * self.inputs), weights, panels, threads, layer)
-        return ahead, schedule.choose(T, B, 2 * work, weights, plain, threads, layer)
+        inputs = layout.inputs * H * self.inputs
+        size = inputs * self.dtype.itemsize
+        ahead = schedule.choose(T, B, 2 * (work + inputs), weights, size, panels, threads, layer)
+        return ahead, schedule.choose(T, B, 2 * work, weights, 0, plain, threads, layer)
 
     def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
         """The parameters that go into products."""
