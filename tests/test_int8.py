@@ -11,11 +11,11 @@ import numpy as np
 import oracle
 import pytest
 from test_half import ABLE, distance
-from test_recurrent import SCHEDULES, by_oracle, everything_parallel, make_problem, needs_threads, unpack
+from test_recurrent import SCHEDULES, by_oracle, everything_parallel, force, make_problem, needs_threads, unpack
 from test_widths import PROCESSORS
 
 import nbrnn
-from nbrnn.kernels import amx, gemm, int8, jit, schedule, tiles
+from nbrnn.kernels import amx, gemm, int8, jit, tiles
 from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.jit import OPTIONS
 from nbrnn.kernels.memory import zeros
@@ -359,9 +359,7 @@ def test_every_schedule_gives_the_same_bits(monkeypatch):
         layer, x = nbrnn.LSTM(9, 150, 2, bidirectional=True, products="int8", seed=0), normal(7, B, 9)
         results = []
         for forced in SCHEDULES:
-            plan = Schedule(*forced, "forced")
-            monkeypatch.setattr(schedule, "choose", lambda *args, plan=plan: plan)
-            assert "forced" in layer.explain(7, B)
+            force(layer, Schedule(*forced, "forced"), monkeypatch)
             results.append(layer(x)[0])
         assert_same_bits(results, results[:1] * len(results))
 

@@ -16,6 +16,7 @@ from test_recurrent import (
     by_layer,
     by_oracle,
     everything_parallel,
+    force,
     make_problem,
     needs_threads,
     unpack,
@@ -25,7 +26,6 @@ from test_recurrent import (
 import nbrnn
 from nbrnn.cells.cell import CELLS
 from nbrnn.data.ragged import Ragged
-from nbrnn.kernels import schedule
 from nbrnn.kernels.schedule import Schedule
 from nbrnn.layers import sequences
 from nbrnn.layers.direction import Direction
@@ -557,8 +557,7 @@ def test_every_schedule_gives_the_same_bits(cell, options, monkeypatch):
     for kind, shards, block in SCHEDULES:
         if kind == "units" and CELLS[cell].norms:
             continue
-        forced = Schedule(kind, shards, block, "forced")
-        monkeypatch.setattr(schedule, "choose", lambda *args, forced=forced: forced)
+        force(problem.layer, Schedule(kind, shards, block, "forced"), monkeypatch)
         y = problem.layer(problem.x, problem.state, lengths)[0]
         results.append(by_layer(problem, lengths=lengths) | {"y of inference": y})
     for result in results:

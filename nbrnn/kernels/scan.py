@@ -502,7 +502,7 @@ def _forward(shard, shards, cell, numbers):
                     _at(cell, p.y, before * p.ld + p.column), _at(cell, p.y, after * p.ld + p.column), p.ld,
                     _at(cell, p.inner, c_before * p.H), _at(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
                 )  # fmt: skip
-                tile = here if p.keep else here - origin if p.block > 1 else once
+                tile = here if p.keep else _in_block(p, t - t0, now - origin, lo, hi) if p.block > 1 else once
                 at = _at(cell, p.gates, tile * g_m), g_m, g_j
                 beside = _beside(cell, p, here, once, J * cell.vectors * W)
                 mid = cell.left(cell, p, here if p.keep else once, once, shard)
@@ -511,6 +511,15 @@ def _forward(shard, shards, cell, numbers):
                 cell.step(cell, p, here if p.block == 1 else -1, part, at, states, beside, mid, team)
     if cell.products.narrow:
         amx.end()
+
+
+@jitable
+def _in_block(p, step, rows, lo, hi):
+    """Where the rows of a step begin in the scratch of a block, `rows` of which belong to the steps before.
+
+    Shards do not wait for each other: what one writes in a block must not be where another one reads in the next.
+    """
+    return rows if lo == 0 and hi == p.B else step * p.B + lo
 
 
 @jitable
@@ -525,7 +534,8 @@ def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
         now = element(starts, t)
         rows = min(hi, element(starts, t + 1) - now) - lo
         if rows > 0:
-            _input(cell, p, now + lo, rows, j, shift(g, (now + lo - origin) * g_m), g_m)
+            row = now + lo - origin if p.keep else _in_block(p, t - t0, now - origin, lo, hi)
+            _input(cell, p, now + lo, rows, j, shift(g, row * g_m), g_m)
 
 
 @jitable
