@@ -34,7 +34,7 @@ def nbrnn_layers(precision, cell, shape, threads):
     T, B, I, H = shape
     kind, x = getattr(nbrnn, cell), np.random.default_rng(0).standard_normal((T, B, I)).astype("f4")
     whole = kind(I, H, seed=0)
-    layer = kind(I, H, seed=0, products=None if precision == "float32" else precision)
+    layer = kind(I, H, seed=0, products=None if precision == "float32" else precision).freeze()
     return lambda: layer(x)[0], lambda: whole(x)[0]
 
 

@@ -1,17 +1,9 @@
-"""Vectors of the host: lanes as a Numba type, and products in register tiles.
+"""Vectors of the host: lanes as a Numba type, loads and stores.
 
 Lanes
     `Lanes(float32, 16)` is one vector register's worth of numbers as a Numba type with the arithmetic operators, so
     that an equation written for one number compiles on a whole vector: ``c = f * c_prev + i * g``. Plain numbers
     broadcast and take the lanes' precision. `load` and `store` move the first `count` lanes, for edges.
-
-Products
-    `product` multiplies rows with a packed panel of a weight matrix while a tile of the result stays in registers.
-    A tile is up to `rows_per_tile` rows by some vectors; its shape follows from the number of registers. Each
-    element of the result is one chain of fused multiply-adds in the order of the depth, whatever tile it falls in:
-    a row's result does not depend on the rows around it.
-
-    `outer` is its transposed sibling for weight gradients: the rows of the result are columns of the first factor.
 
 All of it is LLVM vector code of generic types; the width alone is the host's (AVX-512, AVX2, SSE, NEON).
 """
