@@ -1,17 +1,24 @@
 """Products of half width: rounding, kernels and layers against the same in float64 with rounded factors."""
 
+import os
+import subprocess
+import sys
+
+import llvmlite.binding as llvm
 import numpy as np
 import oracle
 import pytest
 from test_gemm import SHARDS, some_order
 from test_recurrent import by_layer, by_oracle, make_problem
+from test_widths import PROCESSORS
 
 import nbrnn
 from nbrnn.cells.cell import CELLS
-from nbrnn.kernels import amx, gemm, half, half_gemm, jit
+from nbrnn.kernels import gemm, half, half_gemm, jit
 from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.memory import zeros
 from nbrnn.kernels.products import HALF, pack_layer, round_matrix
+from nbrnn.kernels.simd import IS_X86
 
 F4 = np.dtype("float32")
 
@@ -136,6 +143,36 @@ def test_weight_gradients_are_those_of_the_rounded_factors(M, K, N, add):
             assert_same_bits([dw], [first])
 
 
+SCRIPT = """
+import sys
+import pytest
+from nbrnn.kernels import half, simd
+assert (half.KIND, simd.VECTOR_BYTES) == (sys.argv[1], int(sys.argv[2])), (half.KIND, simd.VECTOR_BYTES)
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[3:]]))
+"""
+OWN = llvm.get_host_cpu_features().flatten() if IS_X86 else ""
+NO_TILES = OWN.replace("+amx", "-amx")
+# The processor's name, its features, and what it is to have: kernels and vectors
+OTHERS = {"pairs": (llvm.get_host_cpu_name(), NO_TILES, ("pairs", "64"))}
+OTHERS |= {name: (name, features, ("wide", str(width))) for name, (features, width) in PROCESSORS.items()}
+
+
+@pytest.mark.skipif(not IS_X86, reason="the host is not x86, it has one kind of kernels")
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_kinds_of_kernels_compute_the_same(name, tmp_path):
+    cpu, features, kinds = OTHERS[name]
+    there = llvm.get_host_cpu_features()
+    if not all(there.get(word[1:]) for word in features.split(",") if word.startswith("+")):
+        pytest.skip(f"the host has no {name}")
+    if name == "pairs" and not half.NATIVE:
+        pytest.skip("the host has no products of pairs")
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_CPU_FEATURES": features}
+    tests = "products_are or gradients_are or rounded_to or stays_nan"
+    command = [sys.executable, "-c", SCRIPT, *kinds, __file__, "-k", f"({tests}) and not other"]
+    done = subprocess.run(command, env=environment | {"NUMBA_CPU_NAME": cpu}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 # ------------------------------------------------------------------ layers
 
 ABLE = [name for name, cell in CELLS.items() if not (cell.second or cell.finish or cell.projection)]
@@ -248,7 +285,3 @@ def test_the_configuration_tells_of_it():
     again, x = nbrnn.LSTM(**layer.config()), normal(4, 2, 3)
     again.params.flat[:] = layer.params.flat
     assert_same_bits([again(x)[0]], [layer(x)[0]])
-
-
-def test_the_kind_of_kernel_is_one_that_the_host_has():
-    assert half.KIND == ("amx" if amx.available("bf16") else "pairs" if half.NATIVE else "wide")
