@@ -115,13 +115,13 @@ def test_products_are_those_of_the_rounded_factors(M, K, N):
         want = rounded(left) @ rounded(matrix) + start[: matrix.shape[1]]
         results = [np.full(want.shape, np.nan, F4) for _ in SHARDS]
         for shards, out in zip(SHARDS, results):
-            half_gemm.multiply.entry(shards, half.product_kernel(4), as_rows(left), panels, start, out)
+            half_gemm.multiply(shards, half.product_kernel(4), as_rows(left), panels, start, out)
         for out in results[1:]:
             assert_same_bits([out], results[:1])
         assert oracle.relative_error(results[0], want) < 3e-6
         # A row alone has the bits that it has among others.
         alone = np.full((1, want.shape[1]), np.nan, F4)
-        half_gemm.multiply.entry(1, half.product_kernel(4), as_rows(left[-1:]), panels, start, alone)
+        half_gemm.multiply(1, half.product_kernel(4), as_rows(left[-1:]), panels, start, alone)
         assert_same_bits([alone], [results[0][-1:]])
 
 
@@ -136,7 +136,7 @@ def test_weight_gradients_are_those_of_the_rounded_factors(M, K, N, add):
         for shards in SHARDS:
             dw, db = before.copy(), np.ones(N, F4)
             args = dy, table, 0 if len(rows) else K, K, rows, gemm.runs_of(N, F4), 0, 0, add
-            half_gemm.gradient.entry(shards, half.product_kernel(4), *args, dw, db)
+            half_gemm.gradient(shards, half.product_kernel(4), *args, dw, db)
             assert oracle.relative_error(dw, want) < 3e-6
             assert oracle.relative_error(db, dy.sum(axis=0, dtype="f8") + add) < 3e-6
             first = dw if first is None else first

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from nbrnn.kernels import amx
 from nbrnn.kernels.gemm import Factors, gradient_by
 from nbrnn.kernels.half import KIND, load_side, padded, store_columns, store_half, store_pairs, store_pairs_of
-from nbrnn.kernels.jit import jitable, sharded
+from nbrnn.kernels.jit import Kernel, jitable, sharded
 from nbrnn.kernels.memory import aligned
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store
 from nbrnn.kernels.tiles import VECTORS, product
 
 BLOCK = 256  # steps of depth of a weight gradient that are taken at once
 ROWS, GROUP = 128, 1 << 19  # rows that share a pass over panels, and numbers of panels that stay in the second cache
+
+
+def kernel_of_kind(function: Callable) -> Kernel:
+    """The kernel of a function that multiplies, cached apart for each kind: a process may be denied AMX's tiles."""
+    return Kernel(function, f"{function.__name__}_half-{KIND}")
 
 
 # ------------------------------------------------------------------ rounding and packing
@@ -77,7 +84,7 @@ def pack_layer_back(s, shards, w_hh, order_hh, out_hh, w_ih, order_ih, out_ih):
 # ------------------------------------------------------------------ products
 
 
-@sharded
+@kernel_of_kind
 def multiply(s, shards, kernel, a, packed, start, out):
     """out = start + a @ packed; a: [>= M + BEHIND, K']; packed: [J, K' / 2, P, 2]; start: [J P]; out: [M, N]."""
     (M, N), (J, pairs, P, _) = out.shape, packed.shape
@@ -146,7 +153,7 @@ def _add_block(kernel, left, block, n, depth, c, N, count, columns):
 HALF = Factors(f"half-{KIND}", BLOCK, _room, _gather, _gather_panels, _add_block)
 
 
-@sharded
+@kernel_of_kind
 def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
     """`gemm.gradient` by rounded factors; db is the sum of numbers that are not rounded."""
     amx.begin()
