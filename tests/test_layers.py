@@ -684,6 +684,17 @@ def test_frozen_parameters_are_packed_once_and_cannot_change(monkeypatch):
     assert_same_bits({"y": model(x)[0]}, {"y": want})
 
 
+def test_a_frozen_linear_layer_is_packed_once():
+    layer, x = nbrnn.Linear(4, 3, seed=0), normal(5, 4, dtype="float32")
+    want = layer(x)[0]
+    layer.freeze()
+    assert_same_bits({"y": layer(x)[0]}, {"y": want})
+    layer._spare[-1].packed[...] = 0
+    np.testing.assert_array_equal(layer(x)[0], np.broadcast_to(layer.params["bias"], want.shape))
+    layer.thaw()
+    assert_same_bits({"y": layer(x)[0]}, {"y": want})
+
+
 def test_what_changes_between_thawing_and_freezing_is_seen():
     layer, x = nbrnn.GRU(3, 4, seed=0).freeze(), normal(5, 2, 3, dtype="float32")
     before = layer(x)[0]

@@ -25,6 +25,7 @@ class _Room:
     packed_back: np.ndarray  # [., O, .]
     start: np.ndarray  # the bias
     zeros: np.ndarray
+    frozen: object | None = None  # what said of the parameters that they were, when they were packed
     ahead: Prepared | None = None
     back: Prepared | None = None
 
@@ -127,13 +128,17 @@ class Linear(Pointwise):
     def _forward(self, room: _Room, x: np.ndarray) -> np.ndarray:
         """y = x W^T + b, with the parameters as they are now."""
         weight, y = self.params["weight"], empty((len(x), self.output_size), self.dtype)
-        if self.bias:
+        pack = self.params.frozen is None or self.params.frozen is not room.frozen
+        if self.bias and pack:
             room.start[: self.output_size] = self.params["bias"]
-        room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads()), [x, y], lambda: [
-            stage(gemm.pack_rows, self._shards(16), weight, self._order, room.packed),
-            self._product(x, room.packed, room.start, y),
-        ])  # fmt: skip
+
+        def stages():
+            packing = stage(gemm.pack_rows, self._shards(16), weight, self._order, room.packed)
+            return [packing] * pack + [self._product(x, room.packed, room.start, y)]
+
+        room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads(), pack), [x, y], stages)
         room.ahead.stages.run()
+        room.frozen = self.params.frozen
         return y
 
     def _backward(self, x: np.ndarray, dy: np.ndarray, grads: Parameters) -> np.ndarray:
