@@ -14,7 +14,7 @@ from test_widths import PROCESSORS
 
 import nbrnn
 from nbrnn.cells.cell import CELLS
-from nbrnn.kernels import gemm, half, half_gemm, jit
+from nbrnn.kernels import gemm, half, half_gemm
 from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.memory import zeros
 from nbrnn.kernels.products import HALF, pack_layer, round_matrix
@@ -215,37 +215,6 @@ def test_results_agree_with_the_oracle_that_rounds(cell, options, rounding, requ
     assert max(distance(got[name], far[name]) for name in got) > 1e-3
 
 
-def test_tokens_are_their_one_hot_rows():
-    layer, tokens = nbrnn.LSTM(7, 20, products="bfloat16", seed=0), np.random.default_rng(0).integers(0, 7, (5, 3))
-    y, state = layer(tokens)
-    want, want_state = layer(np.eye(7, dtype="f4")[tokens])
-    np.testing.assert_allclose(y, want, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(state[1], want_state[1], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_rows_chunks_threads_and_streams_have_the_same_bits(kind, monkeypatch):
-    layer, x = getattr(nbrnn, kind)(9, 70, products="bfloat16", seed=0), normal(12, 35, 9)
-    y, _ = layer(x)
-    for rows in (slice(0, 1), slice(3, 20), slice(34, 35)):
-        assert_same_bits([layer(x[:, rows])[0]], [y[:, rows]])
-    one, between = layer(x[:5])
-    assert_same_bits([one, layer(x[5:], between)[0]], [y[:5], y[5:]])
-    session = layer.stream(35)
-    assert_same_bits([session.step(x[t]).copy() for t in range(12)], list(y))
-    lengths = np.random.default_rng(1).integers(0, 13, 35)
-    ragged, _ = layer(x, lengths=lengths)
-    for row, length in enumerate(lengths):
-        assert_same_bits([ragged[:length, row]], [y[:length, row]])
-    results = []
-    for count in (1, jit.numba.config.NUMBA_NUM_THREADS):
-        monkeypatch.setattr(jit, "_limit", count)
-        y, _, pullback = layer.vjp(x)
-        dx, _, grads = pullback(normal(*y.shape, seed=2))
-        results.append([y, dx, grads.flat])
-    assert_same_bits(*results)
-
-
 def test_training_goes_as_with_whole_products():
     """The adding problem in small: the same loss in the end, to a tenth of what was there in the beginning."""
     losses = {}
@@ -278,10 +247,3 @@ def test_what_cannot_be_is_refused():
                  lambda **how: nbrnn.LayerNormLSTM(2, 3, **how)):  # fmt: skip
         with pytest.raises(ValueError, match=r"^products: expected None for .*: it takes one product in a step$"):
             make(products="bfloat16")
-
-
-def test_the_configuration_tells_of_it():
-    layer = nbrnn.LSTM(3, 5, products="bfloat16", seed=0)
-    again, x = nbrnn.LSTM(**layer.config()), normal(4, 2, 3)
-    again.params.flat[:] = layer.params.flat
-    assert_same_bits([again(x)[0]], [layer(x)[0]])

@@ -10,29 +10,20 @@ import numba
 import numpy as np
 import oracle
 import pytest
-from test_half import ABLE, distance
-from test_recurrent import SCHEDULES, by_oracle, everything_parallel, force, make_problem, needs_threads, unpack
+from test_half import ABLE, assert_same_bits, distance, normal
+from test_recurrent import by_oracle, make_problem, unpack
 from test_widths import PROCESSORS
 
 import nbrnn
-from nbrnn.kernels import amx, gemm, int8, jit, tiles
+from nbrnn.kernels import amx, gemm, int8, tiles
 from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.jit import OPTIONS
 from nbrnn.kernels.memory import zeros
 from nbrnn.kernels.products import INT8, pack_layer, round_matrix
-from nbrnn.kernels.schedule import Schedule
 from nbrnn.kernels.simd import FEATURES, IS_X86, VECTOR_BYTES, pointer
 
 F4 = np.dtype("float32")
 INVERSE = F4.type(1 / 127)
-
-
-def normal(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype(F4)
-
-
-def assert_same_bits(got, want):
-    assert [array.tobytes() for array in got] == [array.tobytes() for array in want]
 
 
 def rounded(x):
@@ -320,48 +311,6 @@ def test_results_agree_with_the_oracle_that_rounds(cell, options, rounding, requ
     # A number at a tie goes up here and down there now and then, which is what the bound leaves room for.
     assert {name: error for name in got if (error := distance(got[name], close[name])) > 2e-3} == {}
     assert max(distance(got[name], far[name]) for name in got) > 2e-3
-
-
-def test_tokens_are_their_one_hot_rows():
-    layer, tokens = nbrnn.LSTM(7, 20, products="int8", seed=0), np.random.default_rng(0).integers(0, 7, (5, 3))
-    y, state = layer(tokens)
-    want, want_state = layer(np.eye(7, dtype="f4")[tokens])
-    np.testing.assert_allclose(y, want, rtol=0, atol=1e-6)
-    np.testing.assert_allclose(state[1], want_state[1], rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_rows_chunks_threads_and_streams_have_the_same_bits(kind, monkeypatch):
-    layer, x = getattr(nbrnn, kind)(9, 70, 2, products="int8", seed=0), normal(12, 35, 9)
-    y, _ = layer(x)
-    for rows in (slice(0, 1), slice(3, 20), slice(34, 35)):
-        assert_same_bits([layer(x[:, rows])[0]], [y[:, rows]])
-    one, between = layer(x[:5])
-    assert_same_bits([one, layer(x[5:], between)[0]], [y[:5], y[5:]])
-    session = layer.stream(35)
-    assert_same_bits([session.step(x[t]).copy() for t in range(12)], list(y))
-    lengths = np.random.default_rng(1).integers(0, 13, 35)
-    ragged, _ = layer(x, lengths=lengths)
-    for row, length in enumerate(lengths):
-        assert_same_bits([ragged[:length, row]], [y[:length, row]])
-    tokens = np.random.default_rng(2).integers(0, 9, (12, 3))
-    session, want = layer.stream(3), layer(tokens)[0]
-    assert_same_bits([session.step(one).copy() for one in tokens], list(want))
-    for count in (1, jit.numba.config.NUMBA_NUM_THREADS):
-        monkeypatch.setattr(jit, "_limit", count)
-        assert_same_bits([layer(x)[0], layer(x[:, :3])[0]], [y, y[:, :3]])
-
-
-def test_every_schedule_gives_the_same_bits(monkeypatch):
-    needs_threads(2)
-    everything_parallel(monkeypatch)
-    for B in (1, 5, 20):
-        layer, x = nbrnn.LSTM(9, 150, 2, bidirectional=True, products="int8", seed=0), normal(7, B, 9)
-        results = []
-        for forced in SCHEDULES:
-            force(layer, Schedule(*forced, "forced"), monkeypatch)
-            results.append(layer(x)[0])
-        assert_same_bits(results, results[:1] * len(results))
 
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf])
