@@ -21,7 +21,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.jit import jitable, native
+from nbrnn.kernels.jit import jitable
 from nbrnn.kernels.simd import (
     FEATURES,
     VECTOR_BYTES,
@@ -32,7 +32,7 @@ from nbrnn.kernels.simd import (
     emit_transposed,
     vector_type,
 )
-from nbrnn.kernels.tiles import Tile, emit_panel
+from nbrnn.kernels.tiles import Tile, compile_kernel, emit_panel
 
 LOT = 32  # the depth of a product is filled up to a whole number of these
 NATIVE = "avx512bf16" in FEATURES and VECTOR_BYTES == 64
@@ -69,7 +69,6 @@ def product_kernel(vectors: int) -> int:
 
 @cache
 def _kernel(vectors: int) -> Any:
-    p, half, n = types.CPointer(types.float32), types.CPointer(types.uint16), types.intp
     if KIND == "amx":
 
         def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
@@ -80,8 +79,7 @@ def _kernel(vectors: int) -> Any:
         def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
             _panel(vectors, a, lda // 2, b, depth // 2, start, ld_start, c, ldc, rows, columns)
 
-    signature = types.void(half, n, half, n, p, n, p, n, n, n)
-    return native(kernel, signature, f"half-{KIND}-{vectors}")
+    return compile_kernel(kernel, types.uint16, types.float32, f"half-{KIND}-{vectors}")
 
 
 @intrinsic(prefer_literal=True)

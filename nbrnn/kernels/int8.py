@@ -31,7 +31,7 @@ from numba.extending import intrinsic
 
 from nbrnn.kernels import amx
 from nbrnn.kernels.denormals import IS_X86
-from nbrnn.kernels.jit import jitable, native
+from nbrnn.kernels.jit import jitable
 from nbrnn.kernels.simd import (
     FEATURES,
     VECTOR_BYTES,
@@ -49,7 +49,7 @@ from nbrnn.kernels.simd import (
     store,
     vector_type,
 )
-from nbrnn.kernels.tiles import Tile, emit_panel
+from nbrnn.kernels.tiles import Tile, compile_kernel, emit_panel
 
 LOT = 64  # the depth of a product is filled up to a whole number of these
 TAIL = 64  # bytes behind the integers of a row, which begins at a cache line
@@ -95,7 +95,6 @@ def product_kernel(vectors: int) -> int:
 
 @cache
 def _kernel(vectors: int) -> Any:
-    p, bytes_, n = types.CPointer(types.float32), types.CPointer(types.int8), types.intp
     if KIND == "amx":
 
         def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
@@ -106,8 +105,7 @@ def _kernel(vectors: int) -> Any:
         def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
             _panel(vectors, a, lda // 4, b, depth // 4, start, ld_start, c, ldc, rows, columns)
 
-    signature = types.void(bytes_, n, bytes_, n, p, n, p, n, n, n)
-    return native(kernel, signature, f"int8-{KIND}-{vectors}")
+    return compile_kernel(kernel, types.int8, types.float32, f"int8-{KIND}-{vectors}")
 
 
 @jitable

@@ -14,6 +14,7 @@ in column groups of two or three vectors, since a wider tile would spill.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -113,13 +114,18 @@ def outer_kernel(vectors: int, dtype: object) -> int:
 @cache
 def _kernel(kind: str, vectors: int, dtype: object) -> Any:
     """A kernel, compiled or from the cache; whoever calls it by its address keeps it alive here."""
-    name = np.dtype(dtype).name
-    transposed, n, p = int(kind == "outer"), types.intp, types.CPointer(getattr(types, name))
+    name, transposed = np.dtype(dtype).name, int(kind == "outer")
 
     def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
         _panel(transposed, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns)
 
-    return native(kernel, types.void(p, n, p, n, p, n, p, n, n, n), f"{kind}-{name}-{vectors}")
+    return compile_kernel(kernel, getattr(types, name), getattr(types, name), f"{kind}-{name}-{vectors}")
+
+
+def compile_kernel(kernel: Callable, factor: Any, number: Any, tag: str) -> Any:
+    """``kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns)``, for factors and sums of some types."""
+    f, p, n = types.CPointer(factor), types.CPointer(number), types.intp
+    return native(kernel, types.void(f, n, f, n, p, n, p, n, n, n), tag)
 
 
 @intrinsic(prefer_literal=True)
