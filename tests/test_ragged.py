@@ -29,7 +29,6 @@ from nbrnn.data.ragged import Ragged
 from nbrnn.kernels.schedule import Schedule
 from nbrnn.layers import sequences
 from nbrnn.layers.direction import Direction
-from nbrnn.layers.module import read_only
 from nbrnn.layers.sequences import Sequences, Steps
 
 # ------------------------------------------------------------------ the container
@@ -309,7 +308,7 @@ def shift_slot(self, after, slot=Steps.slot):
 MUTATIONS = {
     "the last state is one step early": (Steps, "ends", property(shift_last)),
     "outputs are those of a neighbour": (Steps, "slot", shift_slot),
-    "padding is not zero": (sequences, "take", lambda array, rows: read_only(array[rows])),
+    "padding is not zero": (sequences, "take", lambda array, rows: array[rows]),
     "first states are not sorted": (Sequences, "sort", lambda self, state: state),
     "last states stay sorted": (Sequences, "unsort", lambda self, state: state),
 }

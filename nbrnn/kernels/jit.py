@@ -36,7 +36,6 @@ import numba
 import numpy as np
 from numba.core import types
 from numba.extending import overload
-from numba.np.ufunc import parallel
 
 from nbrnn.kernels.calls import address_of, call_kernel, unpack
 from nbrnn.kernels.denormals import flush_denormals, restore_denormals
@@ -272,15 +271,13 @@ def run(function: Any, shards: int, *args: Any) -> None:
 
 def _launch(shards: int, table: np.ndarray) -> None:
     shards = min(shards, get_num_threads())
-    if shards <= 1:
-        _enter(1, table)
-    elif threading_layer() != "workqueue":
-        _enter_with(shards, table)
+    if shards <= 1 or threading_layer() != "workqueue":
+        _enter(shards, table)
     elif not _entered.acquire(blocking=False):
         _enter(1, table)
     else:
         try:
-            _enter_with(shards, table)
+            _enter(shards, table)
         finally:
             _entered.release()
 
@@ -291,7 +288,16 @@ def locate(array):
     return address_of(array)
 
 
+# `numba.get_num_threads` and `numba.set_num_threads` themselves are nothing that can be cached.
+_get_limit = types.ExternalFunction("get_num_threads", types.intp())
+_set_limit = types.ExternalFunction("set_num_threads", types.void(types.intp))
+
+
 def _run_table(limit, table):
+    # Numba's own limit belongs to the user: lend it and give it back.
+    before = _get_limit() if limit > 1 else limit
+    if limit != before:
+        _set_limit(limit)
     for n in range(table[0]):
         kernel, shards, at = table[1 + 3 * n], min(table[2 + 3 * n], limit), table[3 + 3 * n]
         if shards <= 1:
@@ -303,6 +309,8 @@ def _run_table(limit, table):
                 mode = flush_denormals()
                 call_kernel(kernel, s, shards, table, at)
                 restore_denormals(mode)
+    if limit != before:
+        _set_limit(before)
 
 
 _enter = compiled(_run_table, parallel=True)
@@ -366,23 +374,3 @@ def threading_layer() -> str:
     finally:
         if ours:
             del os.environ["GOMP_SPINCOUNT"]
-
-
-@lru_cache(maxsize=1)
-def _numbas_threads() -> Callable[[], int]:
-    """`numba.get_num_threads` without the locks that it takes in every call."""
-    threading_layer()
-    return getattr(parallel, "_get_num_threads", numba.get_num_threads)
-
-
-def _enter_with(shards: int, table: np.ndarray) -> None:
-    before = _numbas_threads()()
-    if before == shards:
-        _enter(shards, table)
-        return
-    # Numba's own limit belongs to the user: lend it and give it back.
-    numba.set_num_threads(shards)
-    try:
-        _enter(shards, table)
-    finally:
-        numba.set_num_threads(before)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from nbrnn.kernels.calls import address_of
-from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.jit import jitable, locate
 
 LINE = 64  # bytes
 LARGE, HUGE = 8 << 20, 64 << 20  # bytes of arrays whose memory is kept for others
@@ -22,10 +22,11 @@ LARGE, HUGE = 8 << 20, 64 << 20  # bytes of arrays whose memory is kept for othe
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     """`numpy.empty`, at the beginning of a line; large arrays in memory that others have left behind."""
     dtype = np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    raw = np.asarray(_Block(size + LINE)) if LARGE <= size <= HUGE else np.empty(size + LINE, np.uint8)
-    first = -raw.__array_interface__["data"][0] % LINE
-    return raw[first : first + size].view(dtype).reshape(shape)
+    count, each = math.prod(shape), dtype.itemsize
+    size = count * each + LINE
+    raw = np.asarray(_Block(size)).view(dtype) if LARGE <= size <= HUGE else np.empty(size // each, dtype)
+    first = -locate(raw) % LINE // each
+    return raw[first : first + count].reshape(shape)
 
 
 class _Block:

@@ -381,7 +381,7 @@ def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def read_only(array: np.ndarray) -> np.ndarray:
-    """A view that cannot be written to: compiled code takes all inputs so, or it would be compiled for both kinds."""
+    """A view that cannot be written to."""
     view = array.view()
     view.setflags(write=False)  # takes half as long as to set an attribute of `flags`
     return view

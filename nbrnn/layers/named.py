@@ -140,7 +140,7 @@ class CTRNN(Recurrent):
 
     def _check_given(self, given: Mapping[str, Any], form: Sequences) -> dict[str, np.ndarray]:
         found = super()._check_given(given, form)
-        if found["dt"].min(initial=0.0) < 0:
+        if given and found["dt"].min(initial=0.0) < 0:
             raise ValueError(f"dt: expected lengths of time steps, got {found['dt'].min()}")
         return found
 

@@ -180,6 +180,8 @@ class Recurrent(Module):
         self.recompute = recompute if isinstance(recompute, bool) else check_size("recompute", recompute)
         self.products = self._check_products(products)
         self.given = {name: check_number(name, value) for name, value in (given or {}).items()}
+        self._defaults = {name: np.array([value]) for name, value in self.given.items()}
+        self._constant: tuple[tuple, Given] | None = None
         self._check_options()
         self.rng = generator(seed)
         self._lock = threading.Lock()
@@ -365,6 +367,8 @@ class Recurrent(Module):
 
     def _check_given(self, given: Mapping[str, Any], form: Sequences) -> dict[str, np.ndarray]:
         """What the cell takes beside x: an array [N] or [1] by name."""
+        if not given:
+            return self._defaults
         for name in given:
             if name not in self.cell.given:
                 words = ", ".join(self.cell.given) or "nothing beside x and state"
@@ -431,6 +435,7 @@ class Recurrent(Module):
             pieces = [lambda: kept]
             y = form.outputs(y)
         call = _once(lambda *args, **options: self._pullback(form, pieces, learnt, *args, **options))
+        y = read_only(y) if form.ragged is None else y.with_values(read_only(y.values))
         return y, self._outer_state(last, form), call
 
     def _pullback(
@@ -532,7 +537,7 @@ class Recurrent(Module):
             mask = self._draw_mask(layer, x, run) if run.train else None
             masks.append(mask)
             if mask is not None:
-                x = read_only(x * mask)
+                x = x * mask
             y = self._forward_layer(layer, x, states, last, run, tapes)
             if layer < self.num_layers - 1:
                 x = steps.outputs(y)
@@ -541,7 +546,7 @@ class Recurrent(Module):
     def _forward_layer(
         self, layer: int, x: np.ndarray, states: list[Arrays], last: list[Arrays], run: _Run, tapes: list[Tape]
     ) -> np.ndarray:
-        """The slots of one layer's output, read-only."""
+        """The slots of one layer's output."""
         y = empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
         parts, rows = self._parts_of(run), self._rows(layer)
         for row in rows:
@@ -549,8 +554,8 @@ class Recurrent(Module):
             tapes.append(parts[row].forward(self.params, run.steps, x, y, states[row], last[row], *how))
         if self.recurrent_dropout and run.train:
             # y is what was fed back; the output is the first state behind it
-            return read_only(np.concatenate([tapes[row].inner[0] for row in rows], axis=1))
-        return read_only(y)
+            return np.concatenate([tapes[row].inner[0] for row in rows], axis=1)
+        return y
 
     def _forward_pieces(
         self, x: np.ndarray, first: list[np.ndarray], last: list[np.ndarray], run: _Run
@@ -578,7 +583,7 @@ class Recurrent(Module):
                 return self._forward(x[here], begin, end, piece)[1:]
 
             pieces.append(again)
-        return read_only(out), pieces
+        return out, pieces
 
     def _backward(
         self,
@@ -599,7 +604,7 @@ class Recurrent(Module):
                 dx = share if dx is None else dx + share
             if dx is not None and masks[layer] is not None:
                 dx = dx * masks[layer]
-            dy = dx if dx is None else read_only(dx)
+            dy = dx
         return dx
 
     def _release(self, tapes: list[Tape], parts: list[Direction]) -> None:
@@ -627,10 +632,20 @@ class Recurrent(Module):
         return mask
 
     def _draw_given(self, row: int, part: Direction, run: _Run) -> Given:
-        """The numbers that a cell's equations take beside x."""
-        names, H, beside, (N, B) = part.program.given, self.hidden_size, run.beside, (run.steps.N, run.steps.B)
+        """The numbers that a cell's equations take beside x, those of an earlier call if they never change."""
+        names, B = part.program.given, run.steps.B
         if not names:
-            return Given(zeros((0, B, H), self.dtype), False)
+            return Given(zeros((0, B, self.hidden_size), self.dtype), False)
+        if run.beside is not self._defaults or (run.train and (any(self.zoneout) or self.recurrent_dropout)):
+            return self._new_given(names, row, run)
+        known = self._constant
+        if known is None or known[0] != (names, B):
+            known = self._constant = (names, B), self._new_given(names, row, run)
+        return known[1]
+
+    def _new_given(self, names: Sequence[str], row: int, run: _Run) -> Given:
+        """The same, written and drawn."""
+        H, beside, (N, B) = self.hidden_size, run.beside, (run.steps.N, run.steps.B)
         masked = run.train and any(self.zoneout)
         by_step = masked or any(len(array) != 1 for array in beside.values())
         given, mask = np.empty((len(names), N if by_step else B, H), self.dtype), None

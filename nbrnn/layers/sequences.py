@@ -21,7 +21,6 @@ from nbrnn.data.ragged import Ragged, check_lengths
 from nbrnn.kernels import gemm
 from nbrnn.kernels.jit import run
 from nbrnn.kernels.schedule import shards_for
-from nbrnn.layers.module import read_only
 
 Rows = slice | np.ndarray
 
@@ -66,9 +65,9 @@ class Steps:
         return self.slots[self.time + after] + self.row
 
     def outputs(self, y: np.ndarray) -> np.ndarray:
-        """The outputs [N, .] that lie in the slots of y, read-only."""
+        """The outputs [N, .] that lie in the slots of y."""
         slot = self.slot(1)
-        return read_only(y[slot]) if isinstance(slot, slice) else take(y, slot)
+        return y[slot] if isinstance(slot, slice) else take(y, slot)
 
     @cached_property
     def ends(self) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
@@ -172,11 +171,11 @@ class Sequences:
         return back
 
     def into(self, array: np.ndarray) -> np.ndarray:
-        """An array of the caller's, with or without a last dimension, as [N, .] or [N], read-only."""
+        """An array of the caller's, with or without a last dimension, as [N, .] or [N]."""
         rest = array.shape[len(self.outer) :]
         if self.places is None:
             array = array.swapaxes(0, 1) if self.batch_first else array
-            return read_only(np.ascontiguousarray(array).reshape(self.steps.N, *rest))
+            return np.ascontiguousarray(array).reshape(self.steps.N, *rest)
         return take(array.reshape(-1, *rest), self.places)
 
     def out(self, values: np.ndarray) -> np.ndarray | Ragged:
@@ -215,9 +214,9 @@ class Sequences:
 
 
 def take(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """``array[rows]``, zeros where that is negative, read-only."""
+    """``array[rows]``, zeros where that is negative."""
     if array.dtype.kind != "f" or array.ndim != 2:
-        return read_only(array[rows])
+        return array[rows]
     out = np.empty((len(rows), array.shape[1]), array.dtype)
-    run(gemm.take_rows, shards_for(10 * out.size), read_only(np.ascontiguousarray(array)), rows, out)
-    return read_only(out)
+    run(gemm.take_rows, shards_for(10 * out.size), np.ascontiguousarray(array), rows, out)
+    return out
