@@ -24,28 +24,27 @@ def emission(states, own, act):
 
 def forward_euler(gates, prev, own, act, given):
     (a,), (v,), (rate, _), (dt,) = gates, prev, own, given
-    k = dt * rate
-    return (v + k * (a - v),), (a, k)
+    k, d = dt * rate, a - v
+    return (v + k * d,), (k, d)
 
 
 def backward_euler(dnew, kept, prev, new, own, act, given):
-    (dv,), (a, k), (v_prev,), (dt,) = dnew, kept, prev, given
-    # v = v_prev + k (a - v_prev), k = dt rate
-    da, drate = dv * k, dv * (a - v_prev) * dt
+    (dv,), (k, d), (dt,) = dnew, kept, given
+    # v = v_prev + k d, k = dt rate, d = a - v_prev
+    da, drate = dv * k, dv * d * dt
     return (da,), (dv - da,), (drate, 0.0)
 
 
 def forward_exponential(gates, prev, own, act, given):
     (a,), (v,), (rate, _), (dt,) = gates, prev, own, given
-    e = exp(-(dt * rate))
-    return (a + (v - a) * e,), (a, e)
+    e, d = exp(-(dt * rate)), v - a
+    return (a + d * e,), (e, d)
 
 
 def backward_exponential(dnew, kept, prev, new, own, act, given):
-    (dv,), (a, e), (v_prev,), (dt,) = dnew, kept, prev, given
-    # v = a + (v_prev - a) e, e = exp(-dt rate)
-    dv_prev = dv * e
-    drate = dv_prev * (a - v_prev) * dt
+    (dv,), (e, d), (dt,) = dnew, kept, given
+    # v = a + d e, e = exp(-dt rate), d = v_prev - a
+    dv_prev, drate = dv * e, -(dv * d * e * dt)
     return (dv - dv_prev,), (dv_prev,), (drate, 0.0)
 
 

@@ -7,7 +7,8 @@ as clipping or zoneout is a Python function around the equations, and a cell nee
 them from the graph.
 
 What has to be kept from forward for backward follows from the graph, too (`choose_kept`): results of the costly
-functions, unless they can be had again from the states; sums and products are computed again.
+functions, unless they can be had again from the states; sums and products are computed again, unless the cell keeps
+them itself.
 """
 
 from __future__ import annotations
@@ -229,7 +230,9 @@ def _pull(dy: Value, y: Value) -> tuple[Number, ...]:
 # ------------------------------------------------------------------ what is kept
 
 
-def choose_kept(needed: Iterable[Number], gradients: Iterable[Value], given: Iterable[Value]) -> list[Value]:
+def choose_kept(
+    needed: Iterable[Number], gradients: Iterable[Value], given: Iterable[Value], named: Iterable[Number] = ()
+) -> list[Value]:
     """The values of forward that backward needs and cannot cheaply compute from what is given anyway.
 
     Parameters
@@ -240,7 +243,10 @@ def choose_kept(needed: Iterable[Number], gradients: Iterable[Value], given: Ite
         Those that backward is given; what depends on them is no value of forward.
     given : iterable of Value
         What else backward has without keeping it: states before and after, own parameters.
+    named : iterable of Value
+        What the cell itself keeps: taken as it is, even if its arguments could be had.
     """
+    named = {id(value) for value in named}
     late = {id(value) for value in gradients}
     stop = late | {id(value) for value in given}
     order = _in_order(needed, stop)
@@ -263,11 +269,17 @@ def choose_kept(needed: Iterable[Number], gradients: Iterable[Value], given: Ite
             continue
         seen.add(id(value))
         costly = value.op in ("input", "/") or (value.op in FUNCTIONS and FUNCTIONS[value.op].costly)
-        if costly and id(value) not in late:
+        if (costly or id(value) in named) and id(value) not in late:
             kept[id(value)] = value
         else:
             stack += [arg for arg in value.args if isinstance(arg, Value)]
     return [value for value in order if id(value) in kept]
+
+
+def depend(results: Iterable[Number], some: Iterable[Value], given: Iterable[Value]) -> bool:
+    """Whether results depend on some values, other than through what is given."""
+    some = {id(value) for value in some}
+    return any(id(value) in some for value in _in_order(results, {id(value) for value in given}))
 
 
 # ------------------------------------------------------------------ compiled functions

@@ -23,7 +23,7 @@ import numpy as np
 
 from nbrnn.cells.activation import Activation
 from nbrnn.cells.cell import Cell
-from nbrnn.cells.equations import Graph, Number, Value, choose_kept, compile_function, derive, inputs
+from nbrnn.cells.equations import Graph, Number, Value, choose_kept, compile_function, depend, derive, inputs
 from nbrnn.kernels.jit import stamp_of
 from nbrnn.kernels.products import products_of
 from nbrnn.kernels.scan import Equations, Layout
@@ -226,12 +226,13 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
     if options.projection and traced.prev[0] in _inputs_of([*traced.new, *dgates, *dprev, *down]):
         raise ValueError(f"proj_size: {cell.name} uses h of the step before unit by unit, which has another size here")
     how = _normalised if cell.finish else _with_operand if cell.operand else _plain
-    kept, functions = how(traced, dgates, dprev, down)
+    kept, looks_back, functions = how(traced, dgates, dprev, down)
     if options.projection:
         functions |= _projection(options.projection)
     layout = Layout(
         cell.slots, max(cell.slots, kept), len(cell.input_slots), len(cell.recurrent_slots), len(cell.second),
         len(traced.prev), cell.own_rows, len(traced.names), int(options.recurrent_dropout), cell.norms, traced.late,
+        int(looks_back),
     )  # fmt: skip
     functions |= _front(cell, options, traced.act)
     products = products_of(options.products, dtype)
@@ -242,17 +243,20 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
     return Program(equations, traced.hidden, traced.names)
 
 
-def _plain(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
-    """How much is kept, and the functions of a cell with one product."""
-    kept = choose_kept([*dgates, *dprev, *down], traced.dnew, traced.known())
+def _plain(traced: _Traced, dgates, dprev, down) -> tuple[int, bool, dict[str, Callable]]:
+    """How much is kept, whether backward reads the states behind h, and the functions of a cell with one product."""
+    results, known, states = [*dgates, *dprev, *down], traced.known(), [*traced.prev[1:], *traced.new[1:]]
+    kept = choose_kept(results, traced.dnew, known, traced.kept)
+    # With recurrent dropout the output is such a state.
+    looks_back = traced.options.recurrent_dropout or depend(results, states, [*known, *kept])
     tape = [*kept, *inputs("unused", max(0, traced.cell.slots - len(kept)))]
     around, back = traced.groups("prev", "own", "given"), traced.groups("prev", "new", "own", "given")
     forward = traced.compile("forward", {"gates": traced.gates, **around}, traced.new, kept)
     backward = traced.compile("backward", {"dnew": traced.dnew, "kept": tape, **back}, dgates, dprev, down)
-    return len(kept), {"forward": forward, "backward": backward}
+    return len(kept), looks_back, {"forward": forward, "backward": backward}
 
 
-def _with_operand(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
+def _with_operand(traced: _Traced, dgates, dprev, down) -> tuple[int, bool, dict[str, Callable]]:
     """The same for a cell with a second product in front of its equations."""
     gates, prev, own = traced.gates, traced.prev, traced.own
     S, N, first = len(gates), len(prev), len(gates) - len(traced.cell.second)
@@ -274,7 +278,7 @@ def _with_operand(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, 
     sums = [a + b for a, b in zip(carried, more[1])]
     around, back = traced.groups("prev", "own", "given"), traced.groups("prev", "new", "own", "given")
     tape = [*kept, *inputs("unused", K - len(kept))]
-    return K, {
+    functions = {
         "forward": traced.compile("forward", {"gates": gates, **around}, traced.new, kept),
         "backward": traced.compile("backward", {"dnew": traced.dnew, "kept": tape, **back}, slots, dprev, down),
         "operand": traced.compile("operand", {"gates": gates, **around}, [traced.operand]),
@@ -282,21 +286,23 @@ def _with_operand(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, 
             "operand_backward", {"dmiddle": dmiddle, "carried": carried, "slot": held, **back}, totals, sums, more[2]
         ),
     }
+    return K, True, functions
 
 
-def _normalised(traced: _Traced, dgates, dprev, down) -> tuple[int, dict[str, Callable]]:
+def _normalised(traced: _Traced, dgates, dprev, down) -> tuple[int, bool, dict[str, Callable]]:
     """The same for a cell with normalisation, whose normalised pre-activations stay in the tape."""
     late, early = traced.new[: traced.late], traced.new[traced.late :]
     gates, normal, around = {"gates": traced.gates}, {"normal": [traced.normal]}, traced.groups("prev", "own", "given")
     back = {**gates, **around, "new": [*inputs("unused", traced.late), *early]}
     back = {name: back[name] for name in ("gates", "prev", "new", "own", "given")}
     dnew = {"dnew": traced.dnew}
-    return 0, {
+    functions = {
         "forward": traced.compile("forward", {**gates, **around}, early, []),
         "finish": traced.compile("finish", {**normal, **back}, late),
         "normal_backward": traced.compile("normal", {**dnew, **normal, **back}, [traced.normal_backward()]),
         "backward": traced.compile("backward", {**dnew, "sums": traced.sums, **normal, **back}, dgates, dprev, down),
     }
+    return 0, True, functions
 
 
 def _inputs_of(values) -> set:

@@ -33,7 +33,7 @@ t begin, from slot 0 to T + 1, of which those with t - 1 steps or more have one:
     y       [N + 2 B, D P]    output t is in slot t + 1; slot 0, and for the second direction the slot behind a row's
                               last output, hold the first h, so that h of the step before is always one slot away
     inner   [., N + 2 B, H]   the states behind h, laid out alike; [., B, H], overwritten by every step, where nothing
-                              is kept
+                              is kept or backward does not read them
     own     [., J U W]        the cell's own parameters, one number a unit
 
 Schedules: the shards divide the rows of the batch and run the whole loop without waiting for each other, or they divide
@@ -110,6 +110,8 @@ class Layout:
         Groups of slots that are normalised over a row.
     late : int
         The states that `finish` computes, the first ones; 0 without one.
+    looks_back : int
+        1 if backward reads the states behind h, else 0.
     """
 
     slots: int
@@ -123,6 +125,7 @@ class Layout:
     output: int
     norms: int
     late: int
+    looks_back: int
 
     @property
     def inner(self) -> int:
@@ -497,7 +500,7 @@ def _forward(shard, shards, cell, numbers):
                 # Where this step's rows begin in arrays that hold what was kept, and in those that do not
                 here, once = now + lo, lo
                 before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
-                c_before, c_after = (before, after) if p.keep else (once, once)
+                c_before, c_after = (before, after) if p.keep and cell.looks_back else (once, once)
                 states = (
                     _at(cell, p.y, before * p.ld + p.column), _at(cell, p.y, after * p.ld + p.column), p.ld,
                     _at(cell, p.inner, c_before * p.H), _at(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
@@ -773,10 +776,11 @@ def _backward(shard, shards, cell, numbers):
         if rows > 0:
             here = now + lo
             before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
+            c_before, c_after = (before, after) if cell.looks_back else (lo, lo)
             at = _at(cell, p.gates, here * g_m), g_m, g_j
             states = (
                 _at(cell, p.y, before * p.ld + p.column), _at(cell, p.y, after * p.ld + p.column), p.ld,
-                _at(cell, p.inner, before * p.H), _at(cell, p.inner, after * p.H), p.inner_rows * p.H,
+                _at(cell, p.inner, c_before * p.H), _at(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
             )  # fmt: skip
             gradients = (
                 _at(cell, p.dy, here * p.ld + p.column), _at(cell, p.dh, lo * p.ld_dh), p.ld_dh,

@@ -91,7 +91,7 @@ class Tape:
     panels: Panels
     memory: tuple[np.ndarray, ...]  # of the next four, flat
     first: np.ndarray  # [., B, H], the first states where some are computed from others
-    inner: np.ndarray  # [., N + 2 B, H], or [., B, H] where nothing is kept
+    inner: np.ndarray  # [., N + 2 B, H], or [., B, H] where they are not kept
     middle: np.ndarray  # [N, .] or [B, .]
     gates: np.ndarray  # flat
     shared: bool  # whether all panels share one tile of gates
@@ -248,7 +248,7 @@ class Direction:
     def _places(self, tape: Tape, end: int) -> list[Place]:
         """Where the states of the scan lie: the first ones, or with `end` the last ones."""
         slots = tape.steps.ends[self.reverse][end]
-        inside = slots if tape.keep else NO_ROWS
+        inside = slots if tape.keep and self.layout.looks_back else NO_ROWS
         return [Place(tape.y, slots, self.reverse * self.output), *(Place(one, inside, 0) for one in tape.inner)]
 
     def begin(self, tape: Tape, states: Sequence[np.ndarray]) -> list[Stage]:
@@ -315,12 +315,12 @@ class Direction:
 
     def new_tape(self, steps: Steps, keep: bool, panels: Panels, old: Tape | None = None) -> Tape:
         """A tape, in the memory of another one where that suffices."""
-        N, B, packing, (how, _) = steps.N, steps.B, self.packing, self.schedules(steps)
-        shared = not (keep or how.block > 1 or self.layout.second or self.layout.norms)
+        N, B, packing, layout, (how, _) = steps.N, steps.B, self.packing, self.layout, self.schedules(steps)
+        shared = not (keep or how.block > 1 or layout.second or layout.norms)
         columns = packing.columns * (1 if shared else packing.panels)
         shapes = (
-            (self.layout.states if self.program.hidden else 0, B, self.hidden),
-            (self.layout.states - 1, N + 2 * B if keep else B, self.hidden),
+            (layout.states if self.program.hidden else 0, B, self.hidden),
+            (layout.states - 1, N + 2 * B if keep and layout.looks_back else B, self.hidden),
             (N if keep else B, self.middle),
             ((N if keep else B * how.block) * columns,),
         )
