@@ -19,14 +19,15 @@ SHARDS = (1, 2, 5)
 KERNELS = {gemm.multiply: product_kernel, gemm.gradient: outer_kernel, gemm.gradient_with_tokens: outer_kernel}
 
 
-def on_shards(function, make_outputs, *args):
-    """The outputs of a function, which are its last arguments; they have to be the same on any number of shards."""
+def on_shards(function, make_outputs, *args, behind=()):
+    """The outputs of a function, its last arguments but those `behind`; they have to be the same on any number of
+    shards."""
     if function in KERNELS:
         args = (KERNELS[function](VECTORS, args[0].dtype), *args)
     results = []
     for shards in SHARDS:
         outputs = make_outputs()
-        function.entry(shards, *args, *outputs)
+        function.entry(shards, *args, *outputs, *behind)
         results.append(outputs)
     for outputs in results[1:]:
         for got, want in zip(outputs, results[0]):
@@ -135,6 +136,12 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(dtype):
 ALL = np.empty(0, np.int64)
 
 
+def gradient(dy, runs, piece, step, *side, shapes):
+    """dw and db of one matrix."""
+    outputs, alone = untouched(*shapes, dtype=dy.dtype), gemm.alone(dy.dtype)
+    return on_shards(gemm.gradient, outputs, dy, runs, piece, step, False, *side, behind=alone)
+
+
 def assert_gradient(dw, db, dy, x):
     """dw = dy.T @ x and db = the sum of dy."""
     assert_close(dw, np.zeros(dw.shape), dy.T, x)
@@ -146,14 +153,14 @@ def assert_gradient(dw, db, dy, x):
 def test_gradient(M, K, N, dtype):
     dy, x = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype, seed=1)
     runs = gemm.runs_of(K, dtype)
-    dw, db = on_shards(gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, 0, N, ALL, runs, 0, 0, False)
+    dw, db = gradient(dy, runs, 0, 0, x, 0, N, ALL, shapes=((K, N), K))
     assert_gradient(dw, db, dy, x)
 
 
 @DTYPES
 def test_gradient_without_rows_is_zero(dtype):
     dy, x, runs = np.empty((0, 7), dtype), np.empty((0, 9), dtype), gemm.runs_of(7, dtype)
-    for result in on_shards(gemm.gradient, untouched((7, 9), 7, dtype=dtype), dy, x, 0, 9, ALL, runs, 0, 0, False):
+    for result in gradient(dy, runs, 0, 0, x, 0, 9, ALL, shapes=((7, 9), 7)):
         assert (result == 0).all()
 
 
@@ -161,9 +168,7 @@ def test_gradient_without_rows_is_zero(dtype):
 def test_gradient_reads_x_from_the_middle_of_wider_rows(dtype):
     M, K, N, ldx, offset = 33, 7, 40, 50, 105
     dy, x = normal(M, K, dtype=dtype), normal(M + 3, ldx, dtype=dtype, seed=1)
-    dw, db = on_shards(
-        gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, offset, ldx, ALL, gemm.runs_of(K, dtype), 0, 0, False
-    )
+    dw, db = gradient(dy, gemm.runs_of(K, dtype), 0, 0, x, offset, ldx, ALL, shapes=((K, N), K))
     assert_gradient(dw, db, dy, x[2:-1, 5 : 5 + N])
 
 
@@ -172,9 +177,7 @@ def test_gradient_takes_the_rows_of_x_that_it_is_told(dtype):
     M, K, N = 300, 7, 40
     dy, x = normal(M, K, dtype=dtype), normal(50, N, dtype=dtype, seed=1)
     rows = np.random.default_rng(2).integers(0, 50, M)
-    dw, db = on_shards(
-        gemm.gradient, untouched((K, N), K, dtype=dtype), dy, x, 0, N, rows, gemm.runs_of(K, dtype), 0, 0, False
-    )
+    dw, db = gradient(dy, gemm.runs_of(K, dtype), 0, 0, x, 0, N, rows, shapes=((K, N), K))
     assert_gradient(dw, db, dy, x[rows])
 
 
@@ -186,7 +189,7 @@ def test_gradients_of_two_pieces_added_from_the_end_are_those_of_the_whole_bit_f
     runs, kernel = gemm.runs_of(K, dtype), outer_kernel(4, dtype)
 
     def piece(rows, add, out):
-        args = dy[rows].copy(), x[rows].copy(), 0, N, ALL, runs, 0, 0, add, tokens[rows].copy(), runs
+        args = dy[rows].copy(), runs, 0, 0, add, x[rows].copy(), 0, N, ALL, tokens[rows].copy(), runs
         gemm.gradient_with_tokens.entry(1, kernel, *args, *out)
 
     whole, parts = (untouched((K, N), K, (K, N), K, dtype=dtype)() for _ in range(2))
@@ -223,11 +226,10 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
     x, tokens = normal(M, N, dtype=dtype, seed=1), np.random.default_rng(2).integers(0, N, M)
     # The second slot goes to the rows of the third block, the last slot to those of the first.
     places = {2: 1, 0: 2}
-    runs = np.concatenate([gemm.runs_of(H, dtype, block * H, slot * U, U, slots * U) for block, slot in places.items()])
-    shapes = (3 * H, N), 3 * H
-    outputs = untouched(*shapes, dtype=dtype)
-    floats = on_shards(gemm.gradient, outputs, dy, x, 0, N, ALL, runs, U, slots * U, False)
-    args = dy, x, 0, N, ALL, runs, U, slots * U, False, tokens, runs
+    runs = [gemm.runs_of(H, dtype, (block * H, -1), slot * U, U, slots * U) for block, slot in places.items()]
+    runs, shapes = np.concatenate(runs), ((3 * H, N), 3 * H)
+    floats = gradient(dy, runs, U, slots * U, x, 0, N, ALL, shapes=shapes)
+    args = dy, runs, U, slots * U, False, x, 0, N, ALL, tokens, runs
     both = on_shards(gemm.gradient_with_tokens, untouched(*shapes, *shapes, dtype=dtype), *args)
     for (dw, db), right in ((floats, x), (both[:2], x), (both[2:], np.eye(N)[tokens])):
         for block, slot in places.items():
@@ -237,6 +239,31 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
         assert (db[H : 2 * H] == UNTOUCHED).all()
 
 
+@DTYPES
+@pytest.mark.parametrize(("H", "N", "N2"), [(1, 1, 1), (33, 33, 5), (100, 100, 300), (33, 70, 0), (33, 0, 70)])
+def test_gradients_of_two_matrices_at_once_are_those_of_each(H, N, N2, dtype):
+    M, slots, U = 300, 4, width(dtype)
+    dy, _ = tape(M, H, slots, U, dtype)
+    x, x2 = normal(M, N, dtype=dtype, seed=1), normal(M, N2, dtype=dtype, seed=2)
+    # As in a GRU: the first slot belongs to the second matrix alone and the last one to the first.
+    first_rows = [(-1, 2 * H), (0, 0), (H, H), (2 * H, -1)]
+    how = U, slots * U
+    runs = np.concatenate([gemm.runs_of(H, dtype, rows, n * U, *how) for n, rows in enumerate(first_rows)])
+    shapes, shapes2 = ((3 * H, N), 3 * H), ((3 * H, N2), 3 * H)
+    none = np.full(len(runs), -1)
+    mine, its = (np.stack([*runs[:, :2].T, rows, none], axis=1)[rows >= 0] for rows in runs[:, 2:].T)
+    want = [
+        gradient(dy, mine, *how, x, 0, N, ALL, shapes=shapes),
+        gradient(dy, its, *how, x2, 0, N2, ALL, shapes=shapes2),
+    ]
+    for shards in (1, 2, 3, 4, 7):
+        one, two = untouched(*shapes, dtype=dtype)(), untouched(*shapes2, dtype=dtype)()
+        sides = x, 0, N, ALL, *one, x2, 0, N2, ALL, *two
+        gemm.gradient.entry(shards, outer_kernel(VECTORS, dtype), dy, runs, *how, False, *sides)
+        for got, known in zip((*one, *two), (*want[0], *want[1])):
+            assert_same_bits(got, known)
+
+
 @SHAPE
 @DTYPES
 def test_gradient_with_tokens(M, K, N, dtype):
@@ -244,7 +271,7 @@ def test_gradient_with_tokens(M, K, N, dtype):
     runs = gemm.runs_of(K, dtype)
     outputs = untouched((K, 5), K, (K, N), K, dtype=dtype)
     dw, db, token_dw, token_db = on_shards(
-        gemm.gradient_with_tokens, outputs, dy, x, 0, 5, ALL, runs, 0, 0, False, tokens, runs
+        gemm.gradient_with_tokens, outputs, dy, runs, 0, 0, False, x, 0, 5, ALL, tokens, runs
     )
     assert_gradient(dw, db, dy, x)
     assert_gradient(token_dw, token_db, dy, np.eye(N)[tokens])
@@ -253,11 +280,12 @@ def test_gradient_with_tokens(M, K, N, dtype):
 @DTYPES
 @pytest.mark.parametrize("rows", SIZES)
 def test_runs_cover_every_row_once(rows, dtype):
-    runs = gemm.runs_of(rows, dtype, first_row=5, column=3)
-    covered = np.concatenate([row + np.arange(count) for _, row, count in runs])
+    runs = gemm.runs_of(rows, dtype, (5, -1), column=3)
+    covered = np.concatenate([row + np.arange(count) for _, count, row, _ in runs])
     np.testing.assert_array_equal(covered, 5 + np.arange(rows))
-    assert runs[:, 2].max() <= panel_width(4, dtype)
-    np.testing.assert_array_equal(runs[:, 0] - 3, runs[:, 1] - 5)
+    assert runs[:, 1].max() <= panel_width(4, dtype)
+    np.testing.assert_array_equal(runs[:, 0] - 3, runs[:, 2] - 5)
+    assert (runs[:, 3] == -1).all()
 
 
 @DTYPES

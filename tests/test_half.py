@@ -135,8 +135,9 @@ def test_weight_gradients_are_those_of_the_rounded_factors(M, K, N, add):
         first = None
         for shards in SHARDS:
             dw, db = before.copy(), np.ones(N, F4)
-            args = dy, table, 0 if len(rows) else K, K, rows, gemm.runs_of(N, F4), 0, 0, add
-            half_gemm.gradient(shards, half.product_kernel(4), *args, dw, db)
+            side = table, 0 if len(rows) else K, K, rows, dw, db
+            args = dy, gemm.runs_of(N, F4), 0, 0, add, *side, *gemm.alone(F4)
+            half_gemm.gradient(shards, half.product_kernel(4), *args)
             assert oracle.relative_error(dw, want) < 3e-6
             assert oracle.relative_error(db, dy.sum(axis=0, dtype="f8") + add) < 3e-6
             first = dw if first is None else first

@@ -195,13 +195,16 @@ REAL_GRADIENT = gemm.gradient
 
 
 @sharded
-def sums_by_thread(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
+def sums_by_thread(
+    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2, db2
+):
     """A kernel with a bug: as many sums as there are threads, so that their order depends on that number."""
     if s == 0:
         for n in range(shards):
             lo, hi = len(dy) * n // shards, len(dy) * (n + 1) // shards
-            here, more = offset + lo * ldx, add + n
-            REAL_GRADIENT(0, 1, kernel, dy[lo:hi], x, here, ldx, rows, runs, piece, step, more, dw, db)
+            here, here2 = offset + lo * ldx, offset2 + lo * ldx2
+            one, two = (x, here, ldx, rows, dw, db), (x2, here2, ldx2, rows2, dw2, db2)
+            REAL_GRADIENT(0, 1, kernel, dy[lo:hi], runs, piece, step, add + n, *one, *two)
 
 
 def test_a_kernel_whose_sums_depend_on_the_threads_is_noticed(monkeypatch):

@@ -44,9 +44,9 @@ class WeightGradient(Suite):
         M, K, N = 35 * 32, 4 * 256, 256
         rng = np.random.default_rng(0)
         dy, x = (rng.standard_normal((M, size)).astype(dtype) for size in (K, N))
-        dw, db, every_row = np.empty((K, N), dtype), np.empty(K, dtype), np.empty(0, np.int64)
-        places = 0, N, every_row, gemm.runs_of(K, dtype), 0, 0, False
-        one = jit.stage(gemm.gradient, threads, outer_kernel(VECTORS, dtype), dy, x, *places, dw, db)
+        side = x, 0, N, np.empty(0, np.int64), np.empty((K, N), dtype), np.empty(K, dtype)
+        how = gemm.runs_of(K, dtype), 0, 0, False
+        one = jit.stage(gemm.gradient, threads, outer_kernel(VECTORS, dtype), dy, *how, *side, *gemm.alone(dtype))
         self.stages = jit.Stages(one)
         self.time_gradient()
 

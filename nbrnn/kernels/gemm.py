@@ -24,6 +24,7 @@ FACTORS = np.random.default_rng(0).integers(2**64, size=2048, dtype=np.uint64) |
 ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 6 or 8
 PIECE, GROUP = 1 << 16, 3 << 16  # numbers of a panel, and of several, that stay in the second cache for all rows
 DEPTH = 128  # steps of depth for which a block of both factors stays in the nearest cache
+COPY, SUM = 40, 50  # what it takes to copy a number, and to sum it as well, in multiplications and additions
 LARGE, SPAN = 1 << 19, 32  # numbers of a gradient that is too large for the second cache, panels that are not
 
 
@@ -44,16 +45,24 @@ def plain_order(count: int, dtype: object) -> np.ndarray:
     return order
 
 
-def runs_of(rows: int, dtype: object, first_row: int = 0, column: int = 0, piece: int = 0, step: int = 0) -> np.ndarray:
-    """Divide consecutive rows of a weight into runs of at most a panel: (column, row, count) each.
+def runs_of(
+    rows: int,
+    dtype: object,
+    first_rows: tuple[int, int] = (0, -1),
+    column: int = 0,
+    piece: int = 0,
+    step: int = 0,
+) -> np.ndarray:
+    """Divide consecutive rows of one or two weights into runs of at most a panel: (column, count, row, row) each.
 
     The gradient of the rows stands in columns of dy: from `column` on where `piece` is 0, else in pieces of `piece`
-    columns that lie `step` apart.
+    columns that lie `step` apart. first_rows: where the rows begin in both weights, -1: that one has none of them.
     """
     P = panel_width(VECTORS, dtype)
     starts = np.arange(0, rows, P)
     columns = starts // piece * step if piece else starts
-    return np.stack([column + columns, first_row + starts, np.minimum(P, rows - starts)], axis=1)
+    places = (first + starts if first >= 0 else np.full_like(starts, -1) for first in first_rows)
+    return np.stack([column + columns, np.minimum(P, rows - starts), *places], axis=1)
 
 
 # ------------------------------------------------------------------ packing
@@ -202,9 +211,15 @@ def _multiply_block(kernel, a, first, step, depth, packed, start, out, row, rows
 
 # ------------------------------------------------------------------ weight gradients
 #
-# dy: [M, ldy]; runs: [n, 3] and pieces as in `runs_of`; dw: [R, N]; db: [R]. Only the rows of the runs are written; to
-# what stands there the sums are added where `add` says so. Sums begin with the last row: a sequence that is taken piece
-# by piece, from its end, gives the same bits as a whole one.
+# dy: [M, ldy]; runs: [n, 4] and pieces as in `runs_of`. The gradients of one or two matrices are taken at once, since
+# dy comes from far memory; each matrix is a `side`:
+#
+#     x, offset, ldx, rows    rows of N numbers, `ldx` apart, from element `offset` of an array on; rows: [M], which of
+#                             them stand beside the rows of dy, empty: the first M
+#     dw, db                  [R, N] and [R]; N = 0: there is no such matrix
+#
+# Only the rows of the runs are written; to what stands there the sums are added where `add` says so. Sums begin with
+# the last row: a sequence that is taken piece by piece, from its end, gives the same bits as a whole one.
 
 
 @dataclass(frozen=True)
@@ -233,43 +248,43 @@ class Factors(Constants):
     add: Callable
 
 
-@sharded
-def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
-    """dw = dy.T @ x and db = the sum of dy's rows.
+def alone(dtype: object) -> tuple:
+    """The second side where there is one matrix."""
+    return np.empty(0, dtype), 0, 0, np.empty(0, np.int64), np.empty((0, 0), dtype), np.empty(0, dtype)
 
-    kernel: `outer_kernel`; x: rows of N numbers, `ldx` apart, from element `offset` of the array on; rows: [M], which
-    of them stand beside the rows of dy, empty: the first M.
-    """
-    gradient_by(WHOLE, s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db)
+
+@sharded
+def gradient(
+    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2, db2
+):
+    """dw = dy.T @ x and db = the sum of dy's rows, for two sides; kernel: `outer_kernel`."""
+    sides = (x, offset, ldx, rows, dw, db), (x2, offset2, ldx2, rows2, dw2, db2)
+    gradient_by(WHOLE, s, shards, kernel, dy, runs, piece, step, add, sides)
 
 
 @jitable
-def gradient_by(factors, s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
+def gradient_by(factors, s, shards, kernel, dy, runs, piece, step, add, sides):
     """`gradient` by some kind of factors."""
-    # Where dw is too large for the second cache, each part of it takes several blocks before the next part does.
-    P = VECTORS * lanes_of(pointer(dy, 0))
-    blocks = (dw.shape[1] + P - 1) // P
-    span = 1 if dw.size <= LARGE else max(1, SPAN // max(1, blocks))
-    scratch = factors.room(dy, blocks, span)
+    share, span = _share(s, shards, dy, runs, sides), _span(dy, sides)
+    scratch = factors.room(dy, _blocks(dy, share[2]) + _blocks(dy, share[3]), span)
     for k in range(0, max(1, len(dy)), factors.depth * span):
-        here = x, offset, ldx, rows, runs, piece, step, add, dw, db
-        _gradient_block(factors, s, shards, kernel, dy, k, here, scratch)
+        _gradient_block(factors, kernel, dy, k, runs, piece, step, add, share, scratch)
 
 
 @sharded
 def gradient_with_tokens(
-    s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, tokens, token_runs, dw, db, token_dw, token_db
+    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, tokens, token_runs, dw, db, token_dw, token_db
 ):
-    """`gradient`, and the same where x holds the one-hot rows of `tokens`: dy comes from far memory once for both.
+    """`gradient` of one side, and the same where x holds the one-hot rows of `tokens`.
 
     tokens: [M] integers in [0, N).
     """
-    P = VECTORS * lanes_of(pointer(dy, 0))
-    scratch = _scratch(dy, (dw.shape[1] + P - 1) // P, 1)
-    here = x, offset, ldx, rows, runs, piece, step, add, dw, db
+    nothing = x, 0, 0, rows, dw[:, :0].copy(), db
+    share = _share(s, shards, dy, runs, ((x, offset, ldx, rows, dw, db), nothing))
+    scratch = _scratch(dy, _blocks(dy, share[2]), 1)
     sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(WHOLE, s, shards, kernel, dy, k, here, scratch)
+        _gradient_block(WHOLE, kernel, dy, k, runs, piece, step, add, share, scratch)
         _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
@@ -283,34 +298,131 @@ def _scratch(dy, blocks, span):
 
 
 @jitable
-def _gradient_block(factors, s, shards, kernel, dy, k, here, scratch):
-    """Add what some blocks of rows of dy give, k before the end: all runs find them in a near cache, put there by the
-    first."""
-    (x, offset, ldx, rows, runs, piece, step, add, dw, db), (left, right) = here, scratch
-    P, span, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), len(right), factors.depth
+def _span(dy, sides):
+    """Blocks of rows that one part of the gradients takes before the next does, where all are too large for the second
+    cache."""
+    (_, _, _, _, dw, _), (_, _, _, _, dw2, _) = sides
+    P, N = VECTORS * lanes_of(pointer(dy, 0)), dw.shape[1] + dw2.shape[1]
+    return 1 if dw.size + dw2.size <= LARGE else max(1, SPAN * P // N)
+
+
+@jitable
+def _share(s, shards, dy, runs, sides):
+    """What one shard computes: the runs from `first` to `last`, and of each side some columns, the sides with their
+    first column and how many; and whether the sums of those runs are its own.
+    """
+    one, two = sides
+    W, N, N2 = lanes_of(pointer(dy, 0)), one[4].shape[1], two[4].shape[1]
+    n, m = (N + W - 1) // W, (N2 + W - 1) // W
+    parts = _parts(shards, len(runs), n + m, W)
+    part, others = s % parts, shards // parts
+    first, last = _first_run(runs, N, N2, s // parts, others), _first_run(runs, N, N2, s // parts + 1, others)
+    lo, hi = (n + m) * part // parts * W, (n + m) * (part + 1) // parts * W
+    return first, last, _columns(one, lo, hi), _columns(two, lo - n * W, hi - n * W), part == 0
+
+
+@jitable
+def _parts(shards, runs, length, W):
+    """In how many parts the vectors of a row of dw are divided, while the runs are divided into as many as make one for
+    each shard, so that the slowest takes least: it copies its columns of dy and of x.
+    """
+    parts, least = 1, -1
+    for n in range(1, shards + 1):
+        if shards % n == 0:
+            rows, columns = (runs * n + shards - 1) // shards * VECTORS, (length + n - 1) // n
+            cost = rows * columns * W + SUM * rows + COPY * columns
+            if least < 0 or cost < least:
+                parts, least = n, cost
+    return parts
+
+
+@jitable
+def _first_run(runs, N, N2, part, parts):
+    """Where the runs of one of several parts begin, which take about as long each."""
+    total = 0
+    for n in range(len(runs)):
+        total += _cost_of(runs, n, N, N2)
+    here = 0
+    for n in range(len(runs)):
+        cost = _cost_of(runs, n, N, N2)
+        if (here + cost // 2) * parts >= total * part:
+            return n
+        here += cost
+    return len(runs)
+
+
+@jitable
+def _cost_of(runs, n, N, N2):
+    return runs[n, 1] * (SUM + (N if runs[n, 2] >= 0 else 0) + (N2 if runs[n, 3] >= 0 else 0))
+
+
+@jitable
+def _columns(side, lo, hi):
+    """A side's columns from lo to hi, as far as there are such."""
+    x, offset, ldx, rows, dw, db = side
     N = dw.shape[1]
-    blocks = (N + P - 1) // P
+    first, last = min(max(lo, 0), N), min(max(hi, 0), N)
+    return x, offset + first, ldx, rows, dw, db, first, last - first
+
+
+@jitable
+def _blocks(dy, side):
+    """Panels of a shard's columns of x."""
+    P = VECTORS * lanes_of(pointer(dy, 0))
+    return (side[7] + P - 1) // P
+
+
+@jitable
+def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, share, scratch):
+    """Add what some blocks of rows of dy give, k before the end."""
+    (first, last, one, two, sums), (left, right) = share, scratch
+    P, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), factors.depth
     piece, step = (P, P) if piece == 0 else (piece, step)
-    # By rows of dw where there are enough of them, else also by columns.
-    parts = 1 if len(runs) >= 2 * shards else min(shards, blocks)
-    tasks = len(runs) * parts
-    first, last = tasks * s // shards, tasks * (s + 1) // shards
-    stop = min(len(dy), k + DEPTH * span)
-    for k0 in range(k, stop if first < last else k, DEPTH):
-        depth = min(DEPTH, stop - k0)
-        factors.right(x, offset, ldx, rows, len(dy) - k0, depth, N, right[(k0 - k) // DEPTH])
-    for task in range(first, last):
-        column, row, count = runs[task // parts]
-        part = task % parts
-        n0, n1 = blocks * part // parts * P, min(N, blocks * (part + 1) // parts * P)
+    behind = _blocks(dy, one) * P  # where the panels of the second side begin
+    stop = min(len(dy), k + DEPTH * len(right))
+    for k0 in range(k, stop, DEPTH):
+        depth, block = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH]
+        _gather_side(factors, one, len(dy) - k0, depth, block, 0)
+        _gather_side(factors, two, len(dy) - k0, depth, block, behind)
+    for run in range(first, last):
+        column, count, row, row2 = runs[run]
         if k == 0 and not add:
-            clear_rows(dw, row, count, n0, n1)
-            clear(pointer(db, row), count if part == 0 else 0)
+            _clear_side(one, row, count, sums)
+            _clear_side(two, row2, count, sums)
+        db, at = (one[5], row) if row >= 0 else (two[5], row2)
         for k0 in range(k, stop, DEPTH):
             depth, block = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH]
-            factors.left(dy, k0, depth, column, count, piece, step, left, db, row, part == 0)
-            for n in range(n0, n1, P):
-                factors.add(kernel, left, block, n, depth, pointer(dw, row * N + n), N, count, min(P, n1 - n))
+            factors.left(dy, k0, depth, column, count, piece, step, left, db, at, sums)
+            _add_side(factors, kernel, left, block, 0, P, depth, one, row, count)
+            _add_side(factors, kernel, left, block, behind, P, depth, two, row2, count)
+        if sums and row >= 0 and row2 >= 0:
+            two[5][row2 : row2 + count] = db[row : row + count]
+
+
+@jitable
+def _gather_side(factors, side, stop, depth, block, n):
+    """Bring a shard's columns of x before row `stop` into panels, from that of column n on."""
+    x, offset, ldx, rows, _, _, _, count = side
+    factors.right(x, offset, ldx, rows, stop, depth, count, block, n)
+
+
+@jitable
+def _clear_side(side, row, count, sums):
+    _, _, _, _, dw, db, first, columns = side
+    if row >= 0:
+        for r in range(row, row + count):
+            clear(pointer(dw, r * dw.shape[1] + first), columns)
+        clear(pointer(db, row), count if sums else 0)
+
+
+@jitable
+def _add_side(factors, kernel, left, block, behind, P, depth, side, row, count):
+    """Add a block's product to the rows of a run."""
+    _, _, _, _, dw, _, first, columns = side
+    N = dw.shape[1]
+    for n in range(0, columns if row >= 0 else 0, P):
+        c = pointer(dw, row * N + first + n)
+        factors.add(kernel, left, block, behind + n, depth, c, N, count, min(P, columns - n))
 
 
 @jitable
@@ -320,16 +432,16 @@ def _add_block(kernel, left, block, n, depth, c, N, count, columns):
 
 
 @jitable
-def _gather_panels(x, offset, ldx, rows, stop, depth, N, out):
-    """Copy the rows of x before row `stop`, the last one first, into panels [blocks, DEPTH, P]: its own rows may lie so
-    that they evict each other."""
+def _gather_panels(x, offset, ldx, rows, stop, depth, N, out, first):
+    """Copy the rows of x before row `stop`, the last one first, into panels [blocks, DEPTH, P] from column `first` on:
+    its own rows may lie so that they evict each other."""
     W, P = lanes_of(pointer(x, 0)), out.shape[2]
     for n in range(0, N, P):
         for k in range(depth):
             row = stop - 1 - k
             at = offset + (rows[row] if len(rows) else row) * ldx
             for c in range(n, n + P, W):
-                store(pointer(out, n * DEPTH + k * P + c - n), load(pointer(x, at + c), N - c), W)
+                store(pointer(out, (first + n) * DEPTH + k * P + c - n), load(pointer(x, at + c), N - c), W)
 
 
 @jitable
@@ -355,12 +467,6 @@ WHOLE = Factors("whole", DEPTH, _scratch, _gather, _gather_panels, _add_block)
 
 
 @jitable
-def clear_rows(dw, row, count, n0, n1):
-    for r in range(row, row + count):
-        clear(pointer(dw, r * dw.shape[1] + n0), n1 - n0)
-
-
-@jitable
 def clear(p, count):
     for n in range(0, count, lanes_of(p)):
         store(shift(p, n), 0.0, count - n)
@@ -377,7 +483,7 @@ def _token_sums(s, shards, dy, runs, piece, step, add, dw):
     clear(pointer(sums, 0), sums.size)
     places = np.empty((last - first, VECTORS), np.int64)
     for r in range(first, last):
-        _, row, count = runs[r]
+        _, count, row, _ = runs[r]
         for c in range(count if add else 0):
             for n in range(dw.shape[1]):
                 sums[r - first, n, c] = dw[row + c, n]
@@ -394,7 +500,7 @@ def _token_block(s, shards, dy, k, tokens, runs, sums, places):
     for m in range(len(dy) - 1 - k, max(-1, len(dy) - 1 - k - DEPTH), -1):
         token = tokens[m]
         for r in range(len(sums)):
-            count, one = runs[first + r, 2], pointer(sums, (r * N + token) * P)
+            count, one = runs[first + r, 1], pointer(sums, (r * N + token) * P)
             for v in range((count + W - 1) // W):
                 value = load(pointer(dy, m * ldy + places[r, v]), count - v * W)
                 store(shift(one, v * W), load(shift(one, v * W), W) + value, W)
@@ -405,7 +511,7 @@ def _token_end(s, shards, runs, sums, dw, db):
     """Bring the sums to their places: column n of dw is the sum of dy's rows whose token is n."""
     first = len(runs) * s // shards
     for r in range(len(sums)):
-        _, row, count = runs[first + r]
+        _, count, row, _ = runs[first + r]
         for c in range(count):
             total = sums[r, 0, c]
             dw[row + c, 0] = total

@@ -113,8 +113,8 @@ def _room(dy, blocks, span):
 
 
 @jitable
-def _gather_panels(x, offset, ldx, rows, stop, depth, N, out):
-    """Round the rows of x before row `stop`, the last one first, into panels."""
+def _gather_panels(x, offset, ldx, rows, stop, depth, N, out, first):
+    """Round the rows of x before row `stop`, the last one first, into panels from column `first` on."""
     W, P = lanes_of(pointer(x, 0)), out.shape[2]
     for n in range(0, N, P):
         for k in range(0, padded(depth), 2):
@@ -125,7 +125,7 @@ def _gather_panels(x, offset, ldx, rows, stop, depth, N, out):
             for c in range(n, n + P, W):
                 one = load(pointer(x, offset + low * ldx + c), N - c if k < depth else 0)
                 other = load(pointer(x, offset + high * ldx + c), N - c if k + 1 < depth else 0)
-                store_pairs(pointer(out, (n // P * BLOCK // 2 + k // 2) * 2 * P + 2 * (c - n)), one, other)
+                store_pairs(pointer(out, ((first + n) // P * BLOCK // 2 + k // 2) * 2 * P + 2 * (c - n)), one, other)
 
 
 @jitable
@@ -154,8 +154,11 @@ HALF = Factors(f"half-{KIND}", BLOCK, _room, _gather, _gather_panels, _add_block
 
 
 @kernel_of_kind
-def gradient(s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db):
+def gradient(
+    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2, db2
+):
     """`gemm.gradient` by rounded factors; db is the sum of numbers that are not rounded."""
+    sides = (x, offset, ldx, rows, dw, db), (x2, offset2, ldx2, rows2, dw2, db2)
     amx.begin()
-    gradient_by(HALF, s, shards, kernel, dy, x, offset, ldx, rows, runs, piece, step, add, dw, db)
+    gradient_by(HALF, s, shards, kernel, dy, runs, piece, step, add, sides)
     amx.end()

@@ -486,33 +486,31 @@ class Direction:
         left, gradient = (outer_kernel(VECTORS, self.dtype), dgates), gemm.gradient
         ignored = np.empty(len(dweights.weight_ih), self.dtype)
         dbias_ih, dbias_hh = (ignored if d is None else d for d in (dweights.bias_ih, dweights.bias_hh))
-        dweight_hh = np.empty((0, 1), self.dtype) if dweights.weight_hh is None else dweights.weight_hh
-        how = packing.units, packing.columns, add
+        dweight_hh = np.empty((0, 0), self.dtype) if dweights.weight_hh is None else dweights.weight_hh
+        how, work = (packing.units, packing.columns, add), 2 * N * dweight_hh.size
         # h of the step before is one slot of y earlier, in the second direction one slot later.
         ld, slot = y.shape[1], tape.steps.slot(2 * self.reverse)
         first, rows = (slot.start, NO_ROWS) if isinstance(slot, slice) else (0, slot)
         offset = first * ld + self.reverse * self.output
-        hidden, outputs = (y, offset, ld, rows, packing.recurrent_runs, *how), (dweight_hh, dbias_hh)
-        inputs, shards, stages = (dweights.weight_ih, dbias_ih), shards_for(2 * N * dweight_hh.size), []
+        hidden, outputs, inputs = (y, offset, ld, rows), (dweight_hh, dbias_hh), (dweights.weight_ih, dbias_ih)
         if x.ndim == 1:
-            tokens = x, packing.input_runs, *outputs, *inputs
-            stages.append(stage(gemm.gradient_with_tokens, shards, *left, *hidden, *tokens))
+            sides, shards = (*hidden, x, packing.input_runs, *outputs, *inputs), shards_for(work)
+            stages = [stage(gemm.gradient_with_tokens, shards, *left, packing.recurrent_runs, *how, *sides)]
         else:
             if self.products.narrow:
                 gradient, left = half_gemm.gradient, (packing.plain_kernel(), dgates)
-            if self.layout.recurrent:
-                stages.append(stage(gradient, shards, *left, *hidden, *outputs))
-            shards, all_x = shards_for(2 * N * dweights.weight_ih.size), (x, 0, self.inputs, NO_ROWS)
-            stages.append(stage(gradient, shards, *left, *all_x, packing.input_runs, *how, *inputs))
-        middle = tape.middle, 0, self.hidden, NO_ROWS
+            sides, work = (*hidden, *outputs, x, 0, self.inputs, NO_ROWS, *inputs), work + 2 * N * inputs[0].size
+            shards = shards_for(work)
+            stages = [stage(gradient, shards, *left, packing.runs, *how, *sides)]
+        middle, none = (tape.middle, 0, self.hidden, NO_ROWS), gemm.alone(self.dtype)
         if self.layout.second:
-            shards = shards_for(2 * N * self.hidden**2 * self.layout.second)
-            stages.append(stage(gemm.gradient, shards, *left, *middle, packing.second_runs, *how, *outputs))
+            shards, side = shards_for(2 * N * self.hidden**2 * self.layout.second), (*middle, *outputs)
+            stages.append(stage(gemm.gradient, shards, *left, packing.second_runs, *how, *side, *none))
         if self.projected:
             runs, shards = gemm.runs_of(self.output, self.dtype), shards_for(2 * N * dweights.weight_hr.size)
             dbias = np.empty(self.output, self.dtype) if dweights.bias_hr is None else dweights.bias_hr
-            right = *middle, runs, 0, 0, add
-            stages.append(stage(gemm.gradient, shards, left[0], dz, *right, dweights.weight_hr, dbias))
+            side = *middle, dweights.weight_hr, dbias
+            stages.append(stage(gemm.gradient, shards, left[0], dz, runs, 0, 0, add, *side, *none))
         return stages
 
     def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray, dx: np.ndarray) -> list[Stage]:

@@ -154,10 +154,10 @@ class Linear(Pointwise):
         self, room: _Room, x: np.ndarray, dy: np.ndarray, dx: np.ndarray, grads: Parameters
     ) -> list[Stage]:
         dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
-        right = x, 0, self.input_size, np.empty(0, np.int64), self._runs, 0, 0, False
         kernel, order = outer_kernel(VECTORS, self.dtype), np.arange(self.output_size)
+        how, side = (self._runs, 0, 0, False), (x, 0, self.input_size, np.empty(0, np.int64), grads["weight"], dbias)
         return [
-            stage(gemm.gradient, self._shards(len(x)), kernel, dy, *right, grads["weight"], dbias),
+            stage(gemm.gradient, self._shards(len(x)), kernel, dy, *how, *side, *gemm.alone(self.dtype)),
             stage(gemm.pack_columns, self._shards(16), self.params["weight"], order, room.packed_back),
             self._product(dy, room.packed_back, room.zeros, dx),
         ]

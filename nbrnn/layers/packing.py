@@ -69,10 +69,15 @@ class Packing:
         self.layout, self.hidden, self.output, self.dtype, self.products = layout, hidden, output, dtype, products
         self.panels, self.units, self.columns = layout.panels(hidden, dtype), layout.units(dtype), layout.columns(dtype)
         first = layout.slots - layout.second - layout.recurrent
-        self.input_order, self.input_runs = self._places(cell, cell.input_slots, 0)
-        self.recurrent_order, self.recurrent_runs = self._places(cell, cell.recurrent_slots, first)
+        last = layout.slots - layout.second
+        inputs, recurrent, second = (
+            [cell.gates.index(gate) * hidden for gate in slots]
+            for slots in (cell.input_slots, cell.recurrent_slots, cell.second)
+        )
+        self.input_order, self.recurrent_order, self.second_order = map(self._order, (inputs, recurrent, second))
+        self.input_runs, self.second_runs = self._runs({0: inputs}), self._runs({last: second})
+        self.recurrent_runs, self.runs = self._runs({first: recurrent}), self._runs({first: recurrent}, {0: inputs})
         self._none = np.empty(0, dtype), np.empty((0, 0), dtype)
-        self.second_order, self.second_runs = self._places(cell, cell.second, layout.slots - layout.second)
 
     def kernels(self, projected: bool) -> tuple[int, int, int]:
         """Addresses of the kernels for the input, the recurrent and the second product."""
@@ -84,15 +89,26 @@ class Packing:
         """The address of the kernel for plain panels."""
         return self.products.kernel(VECTORS)
 
-    def _places(self, cell: Cell, slots: tuple[str, ...], first: int) -> tuple[np.ndarray, np.ndarray]:
-        """The row of the weight matrix for every column of the panels, and where the gradient of every row lies in
-        the tape (`gemm.runs_of`), for gates from slot `first` on."""
-        H, pieces = self.hidden, (self.units, self.columns)
-        blocks = [cell.gates.index(gate) for gate in slots]
+    def _order(self, rows: list[int]) -> np.ndarray:
+        """The row of a weight matrix for every column of its panels; rows: of each slot, where its gate begins."""
         unit = np.arange(self.panels * self.units).reshape(self.panels, 1, self.units)
-        rows = np.array(blocks, np.int64).reshape(1, -1, 1) * H + unit
-        runs = [gemm.runs_of(H, self.dtype, b * H, (first + n) * self.units, *pieces) for n, b in enumerate(blocks)]
-        return np.where(unit < H, rows, -1).ravel(), np.concatenate(runs) if runs else np.empty((0, 3), np.int64)
+        return np.where(unit < self.hidden, np.array(rows, np.int64).reshape(1, -1, 1) + unit, -1).ravel()
+
+    def _runs(self, one: dict[int, list[int]], other: dict[int, list[int]] | None = None) -> np.ndarray:
+        """Where the gradients of one or two weight matrices lie in the tape (`gemm.runs_of`); for each of them its
+        first slot, and as in `_order`."""
+        places = [
+            {first + n: row for first, rows in side.items() for n, row in enumerate(rows)}
+            for side in (one, other or {})
+        ]
+        runs = [
+            gemm.runs_of(
+                self.hidden, self.dtype, tuple(side.get(slot, -1) for side in places), slot * self.units,
+                self.units, self.columns,
+            )
+            for slot in sorted(set().union(*places))
+        ]  # fmt: skip
+        return np.concatenate(runs) if runs else np.empty((0, 4), np.int64)
 
     def forward(self, inputs: int, projected: bool) -> Ahead:
         """Room for what a scan streams."""
