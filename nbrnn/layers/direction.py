@@ -30,7 +30,9 @@ from nbrnn.kernels.jit import Prepared, Stage, Stages, get_num_threads, prepare,
 from nbrnn.kernels.memory import empty, zeros
 from nbrnn.kernels.products import round_matrix
 from nbrnn.kernels.rows import clear, copy_rows, own_gradient, pack_own
-from nbrnn.kernels.scan import Backward, Forward, compile_front, compile_scan
+from nbrnn.kernels.scan import compile_front, compile_scan
+from nbrnn.kernels.scan_backward import Backward
+from nbrnn.kernels.scan_forward import Forward
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel
 from nbrnn.layers.module import Parameters

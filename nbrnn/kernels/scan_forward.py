@@ -1,0 +1,325 @@
+"""The scan's way forward: the kinds of steps, and the loop around them; see `scan`."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from nbrnn.kernels import amx
+from nbrnn.kernels.barrier import join
+from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.normalise import moments, normalise_slots
+from nbrnn.kernels.scan_shared import (
+    arguments,
+    beside_of,
+    count_panels,
+    factors,
+    floats,
+    integers,
+    rows_of,
+    share_of,
+    states_after,
+    turn,
+    wait,
+)
+from nbrnn.kernels.simd import element, lanes_of, load, load_many, shift, store, store_many
+from nbrnn.kernels.tiles import VECTORS, product
+
+
+class Forward(NamedTuple):
+    """What a forward scan works on: numbers, and the arrays described in `scan` or, in compiled code, their addresses.
+
+    kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; block: time steps whose input
+    product is done at once; shared: whether all panels share one scratch tile; lengths [B], starts [T + 1], slots [T +
+    2]: int64; I, P: sizes of the input and of what is fed back; ld: of a row of y, of which this direction's part
+    begins at `column`; w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid and bias_mid of the second product; rows:
+    of one given number, of one inner state; step_given: whether given numbers differ by time step; ld_middle: of a row
+    of middle.
+    """
+
+    integers = 20
+    kernel_ih: int
+    kernel_hh: int
+    kernel_mid: int
+    by_units: int
+    block: int
+    keep: int
+    shared: int
+    reverse: int
+    tokens: int
+    T: int
+    B: int
+    I: int
+    H: int
+    P: int
+    given_rows: int
+    step_given: int
+    column: int
+    ld: int
+    inner_rows: int
+    ld_middle: int
+    # arrays
+    lengths: Any
+    starts: Any
+    slots: Any
+    x: Any
+    w_ih: Any
+    bias: Any
+    w_hh: Any
+    w_mid: Any
+    bias_mid: Any
+    own: Any
+    given: Any
+    y: Any
+    inner: Any
+    middle: Any
+    gates: Any
+    counters: Any
+
+
+@jitable
+def scan_forward(shard, shards, cell, numbers):
+    """One shard of the forward scan."""
+    p = Forward(*numbers)
+    starts, slots = integers(p.starts), integers(p.slots)
+    W = lanes_of(floats(cell, p.y, 0))
+    J, PANEL = count_panels(p.H, cell.vectors * W), cell.kept * cell.vectors * W
+    lo, hi, j0, j1, q0, q1 = 0, p.B, 0, J, 0, count_panels(p.P, VECTORS * W)
+    if p.by_units:
+        shards = join(integers(p.counters), shards)
+        if shards == 0:
+            return
+        shard = shard if shards > 1 else 0
+        j0, j1 = share_of(J, shard, shards)
+        q0, q1 = share_of(q1, shard, shards)
+    else:
+        lo, hi = rows_of(p, shard, shards)
+    if cell.products.narrow:
+        amx.begin()
+    # Strides of the pre-activations: one row, one panel
+    g_m, g_j = (PANEL, 0) if p.shared else (J * PANEL, PANEL)
+    for s0 in range(0, p.T, p.block):
+        s1 = min(s0 + p.block, p.T)
+        t0, t1 = (p.T - s1, p.T - s0) if p.reverse else (s0, s1)
+        origin = element(starts, t0)
+        if p.block > 1:
+            g = floats(cell, p.gates, (origin if p.keep else 0) * g_m)
+            for j in range(j0, j1):
+                _input_block(cell, p, t0, t1, lo, hi, j, shift(g, j * g_j), g_m)
+        for step in range(s0, s1):
+            t = p.T - 1 - step if p.reverse else step
+            now, last = element(starts, t), element(starts, t + 1)
+            rows = min(hi, last - now) - lo
+            if rows > 0:
+                # Where this step's rows begin in arrays that hold what was kept, and in those that do not
+                here, once = now + lo, lo
+                before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
+                c_before, c_after = (before, after) if p.keep and cell.looks_back else (once, once)
+                states = (
+                    floats(cell, p.y, before * p.ld + p.column), floats(cell, p.y, after * p.ld + p.column), p.ld,
+                    floats(cell, p.inner, c_before * p.H), floats(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
+                )  # fmt: skip
+                tile = here if p.keep else _in_block(p, t - t0, now - origin, lo, hi) if p.block > 1 else once
+                at = floats(cell, p.gates, tile * g_m), g_m, g_j
+                beside = beside_of(cell, p, here, once, J * cell.vectors * W)
+                mid = cell.left(cell, p, here if p.keep else once, once, shard)
+                part = rows, p.H, j0, j1, q0, q1
+                team = shards if p.by_units else 1, step
+                cell.step(cell, p, here if p.block == 1 else -1, part, at, states, beside, mid, team)
+    if cell.products.narrow:
+        amx.end()
+
+
+@jitable
+def _in_block(p, step, rows, lo, hi):
+    """Where the rows of a step begin in the scratch of a block, `rows` of which belong to the steps before.
+
+    Shards do not wait for each other: what one writes in a block must not be where another one reads in the next.
+    """
+    return rows if lo == 0 and hi == p.B else step * p.B + lo
+
+
+@jitable
+def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
+    """`_input` of some rows of several time steps; g: where the first of these steps begins."""
+    starts = integers(p.starts)
+    origin = element(starts, t0)
+    if lo == 0 and hi == p.B:
+        _input(cell, p, origin, element(starts, t1) - origin, j, g, g_m)
+        return
+    for t in range(t0, t1):
+        now = element(starts, t)
+        rows = min(hi, element(starts, t + 1) - now) - lo
+        if rows > 0:
+            row = now + lo - origin if p.keep else _in_block(p, t - t0, now - origin, lo, hi)
+            _input(cell, p, now + lo, rows, j, shift(g, row * g_m), g_m)
+
+
+@jitable
+def step_plain(cell, p, row, part, at, states, beside, mid, team):
+    """A step of a cell with one product."""
+    for n in range(part[2], part[3]):
+        j = turn(n, part[2], part[3], team)
+        _products(cell, p, row, part, at, states, j)
+        _forward_tile(cell, p, j, part, at, states, beside)
+    if cell.recurrent > 0:
+        wait(p, team, 1, 1)
+
+
+@jitable
+def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
+    """A step of a cell with one product, by narrow factors."""
+    (rows, _, j0, j1, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
+    W, U, depth, panel = lanes_of(gates), cell.vectors, cell.products.padded(p.P), cell.products.column(p.P)
+    recurrent = cell.recurrent * U * W
+    start = cell.slots * U * W - recurrent
+    if recurrent > 0:
+        cell.products.round_rows(h_prev, ld, rows, p.P, p.P, 1, rounded, p.ld_middle)
+    for n in range(j0, j1):
+        j = turn(n, j0, j1, team)
+        g = shift(gates, j * g_j)
+        if row >= 0:
+            _input(cell, p, row, rows, j, g, g_m)
+        if recurrent > 0:
+            r, b = shift(g, start), factors(cell, p.w_hh, j * panel * recurrent)
+            product(p.kernel_hh, rounded, p.ld_middle, b, depth, r, g_m, r, g_m, rows, recurrent)
+        _forward_tile(cell, p, j, part, at, states, beside)
+    if recurrent > 0:
+        wait(p, team, 1, 1)
+
+
+@jitable
+def step_with_operand(cell, p, row, part, at, states, beside, mid, team):
+    """A step of a cell that has a second product before its equations."""
+    (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
+    W = lanes_of(gates)
+    total, count = cell.slots * cell.vectors, cell.second * cell.vectors
+    for j in range(j0, j1):
+        _products(cell, p, row, part, at, states, j)
+        _operand_tile(cell, j, part, at, states, beside, mid)
+    wait(p, team, 1, 2)
+    for j in range(j0, j1):
+        g, b = shift(gates, j * g_j + (total - count) * W), floats(cell, p.w_mid, j * H * count * W)
+        product(p.kernel_mid, mid, H, b, H, g, g_m, g, g_m, rows, count * W)
+        _forward_tile(cell, p, j, part, at, states, beside)
+    wait(p, team, 2, 2)
+
+
+@jitable
+def step_with_projection(cell, p, row, part, at, states, beside, mid, team):
+    """A step of a cell whose result is projected."""
+    (rows, H, j0, j1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
+    W = lanes_of(h)
+    PANEL = VECTORS * W
+    for j in range(j0, j1):
+        _products(cell, p, row, part, at, states, j)
+        # h of the step before has another size: the equations cannot use it
+        hidden = mid, mid, H, c_prev, c, plane
+        _forward_tile(cell, p, j, part, at, hidden, beside)
+    wait(p, team, 1, 2)
+    for q in range(q0, q1):
+        columns, out, first = min(PANEL, p.P - q * PANEL), shift(h, q * PANEL), q * PANEL
+        weights, bias = floats(cell, p.w_mid, first * H), floats(cell, p.bias_mid, first)
+        product(p.kernel_mid, mid, H, weights, H, bias, 0, out, ld, rows, columns)
+        for m in range(rows):
+            for n in range(0, columns, W):
+                place = shift(out, m * ld + n)
+                (value,) = cell.project((load(place, columns - n),))
+                store(place, value, columns - n)
+    wait(p, team, 2, 2)
+
+
+@jitable
+def step_normalised(cell, p, row, part, at, states, beside, stats, team):
+    """A step of a cell with normalisation."""
+    (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
+    _, h, ld, _, c, plane = states
+    W = lanes_of(gates)
+    units, count = cell.vectors * W, cell.norms + 2
+    for j in range(j0, j1):
+        _products(cell, p, row, part, at, states, j)
+    for m in range(rows):
+        normalise_slots(cell, shift(gates, m * g_m), g_j, H, shift(stats, m * count))
+        for unit in range(0, H, W):
+            left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
+            prev, own, given = arguments(cell, m, unit, left, H, states, beside)
+            early, _ = cell.forward(load_many(here, units, W, cell.slots), prev, own, given)
+            store_many(shift(c, m * H + unit + (cell.late - 1) * plane), plane, early, left)
+        mean, scale = moments(shift(c, m * H + (cell.late - 1) * plane), H)
+        store(shift(stats, m * count + count - 2), mean, 1)
+        store(shift(stats, m * count + count - 1), scale, 1)
+        for unit in range(0, H, W):
+            left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
+            prev, own, given = arguments(cell, m, unit, left, H, states, beside)
+            new = states_after(cell, m, unit, left, H, states)
+            normal = ((new[cell.late] - mean) * scale,)
+            late = cell.finish(normal, load_many(here, units, W, cell.slots), prev, new, own, given)
+            store(shift(h, m * ld + unit), late[0], left)
+            store_many(shift(c, m * H + unit), plane, late[1:], left)
+
+
+@jitable
+def _products(cell, p, row, part, at, states, j):
+    """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's."""
+    (rows, _, _, _, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
+    U = cell.vectors
+    total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
+    g = shift(gates, j * g_j)
+    W = lanes_of(g)
+    if row >= 0:
+        _input(cell, p, row, rows, j, g, g_m)
+    if recurrent > 0:
+        r, b = shift(g, (total - recurrent - second) * W), floats(cell, p.w_hh, j * p.P * recurrent * W)
+        product(p.kernel_hh, h_prev, ld, b, p.P, r, g_m, r, g_m, rows, recurrent * W)
+
+
+@jitable
+def _input(cell, p, row, rows, j, g, g_m):
+    """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
+    W = lanes_of(g)
+    total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
+    bias, depth, size = floats(cell, p.bias, j * total), cell.products.padded(p.I), cell.products.row(p.I)
+    weights = factors(cell, p.w_ih, j * cell.products.column(p.I) * columns)
+    if p.tokens:
+        tokens = integers(p.x)
+        for m in range(rows):
+            token = element(tokens, row + m)
+            for c in range(0, columns, W):
+                one = cell.products.token_row(weights, depth, columns, token, c)
+                store(shift(g, m * g_m + c), load(shift(bias, c), W) + one, W)
+    else:
+        x = factors(cell, p.x, row * size)
+        product(p.kernel_ih, x, size, weights, depth, bias, 0, g, g_m, rows, columns)
+    for m in range(rows):
+        for c in range(columns, total, W):
+            store(shift(g, m * g_m + c), load(shift(bias, c), W), W)
+
+
+@jitable
+def _forward_tile(cell, p, j, part, at, states, beside):
+    """The cell's equations on one panel of some rows."""
+    (rows, H, _, _, _, _), (gates, g_m, g_j), (_, h, ld, _, c, plane) = part, at, states
+    W = lanes_of(gates)
+    units = cell.vectors * W
+    for m in range(rows):
+        for unit in range(j * units, (j + 1) * units, W):
+            count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
+            prev, own, given = arguments(cell, m, unit, count, H, states, beside)
+            new, kept = cell.forward(load_many(here, units, W, cell.slots), prev, own, given)
+            store(shift(h, m * ld + unit), new[0], count)
+            store_many(shift(c, m * H + unit), plane, new[1:], count)
+            if p.keep:
+                store_many(here, units, kept, W)
+
+
+@jitable
+def _operand_tile(cell, j, part, at, states, beside, mid):
+    """The left factor of the second product on one panel of some rows."""
+    (rows, H, _, _, _, _), (gates, g_m, g_j) = part, at
+    W = lanes_of(gates)
+    units = cell.vectors * W
+    for m in range(rows):
+        for unit in range(j * units, (j + 1) * units, W):
+            count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
+            prev, own, given = arguments(cell, m, unit, count, H, states, beside)
+            (value,) = cell.operand(load_many(here, units, W, cell.slots), prev, own, given)
+            store(shift(mid, m * H + unit), value, count)

@@ -1,0 +1,119 @@
+"""What the scan's ways forward and back share: where numbers lie, and how the work is divided; see `scan`."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nbrnn.kernels import amx
+from nbrnn.kernels.barrier import meet
+from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.simd import element, lanes_of, load, load_many, pointer_to, shift
+
+# A time step takes as long as so many rows more: tiles of few rows are slow.
+STEP_ROWS = 3
+
+
+@jitable
+def floats(cell, address, offset):
+    """A pointer to the numbers of an array, from one of them on."""
+    return pointer_to(cell.number, address, offset)
+
+
+@jitable
+def integers(address):
+    return pointer_to(np.int64(0), address, 0)
+
+
+@jitable
+def factors(cell, address, offset):
+    """A pointer to the factors of an array, from one of them on."""
+    return pointer_to(cell.products.number, address, offset)
+
+
+@jitable
+def left_whole(cell, p, row, once, shard):
+    """The left factor of the second product, of some rows."""
+    return floats(cell, p.middle, row * p.ld_middle)
+
+
+@jitable
+def left_rounded(cell, p, row, once, shard):
+    """Scratch for the rounded rows of a step: a shard's own rows, or all of them where it has some units of each."""
+    return factors(cell, p.middle, (shard * (p.B + amx.BEHIND) if p.by_units else once) * p.ld_middle)
+
+
+@jitable
+def share_of(count, shard, shards):
+    """The part of `count` things that one shard takes."""
+    return count * shard // shards, count * (shard + 1) // shards
+
+
+@jitable
+def rows_of(p, shard, shards):
+    """The rows that one shard takes, so that all of them take about as long."""
+    lengths, total = integers(p.lengths), element(integers(p.starts), p.T)
+    if total == p.T * p.B:
+        return share_of(p.B, shard, shards)
+    least, most = total // shards, total + STEP_ROWS * p.T
+    while least < most:
+        cost = (least + most) // 2
+        _, hi = _fill(lengths, p.B, cost, shards - 1)
+        least, most = (least, cost) if hi == p.B else (cost + 1, most)
+    return _fill(lengths, p.B, most, shard)
+
+
+@jitable
+def _fill(lengths, B, cost, shard):
+    """The rows of one shard where each takes as many as `cost` allows; a time step costs as much as some rows."""
+    lo, hi = 0, 0
+    for _ in range(shard + 1):
+        lo, left = hi, cost - STEP_ROWS * element(lengths, min(hi, B - 1))
+        while hi < B and left >= element(lengths, hi):
+            left -= element(lengths, hi)
+            hi += 1
+    return lo, hi
+
+
+@jitable
+def wait(p, team, n, meetings):
+    """The n-th of a step's meetings of all shards, where they divide the hidden units."""
+    shards, step = team
+    if shards > 1:
+        meet(integers(p.counters), shards * (step * meetings + n))
+
+
+@jitable
+def turn(n, first, stop, team):
+    """The n-th panel of a step: every second step goes from the last one to the first, so that weights which are larger
+    than a core's cache are found there in part."""
+    _, step = team
+    return first + stop - 1 - n if step & 1 else n
+
+
+@jitable
+def count_panels(count, width):
+    return (count + width - 1) // width
+
+
+@jitable
+def beside_of(cell, p, here, once, plane):
+    """The own and the given numbers of some rows, with the strides of one kind of them."""
+    given = floats(cell, p.given, (here if p.step_given else once) * p.H)
+    return floats(cell, p.own, 0), plane, given, p.given_rows * p.H
+
+
+@jitable
+def arguments(cell, m, unit, count, H, states, beside):
+    """The states before, own and given numbers of some hidden units in row m."""
+    (h_prev, _, ld, c_prev, _, plane), (own, own_plane, given, given_plane) = states, beside
+    W, at = lanes_of(h_prev), m * H + unit
+    prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, at), plane, count, cell.inner)
+    mine = load_many(shift(own, unit), own_plane, W, cell.own)
+    return prev, mine, load_many(shift(given, at), given_plane, count, cell.given)
+
+
+@jitable
+def states_after(cell, m, unit, count, H, states):
+    """The states after the step of some hidden units in row m."""
+    _, h, ld, _, c, plane = states
+    return (load(shift(h, m * ld + unit), count),) + load_many(shift(c, m * H + unit), plane, count, cell.inner)
