@@ -22,7 +22,7 @@ ROWS = 4
 # Bytes of recurrent weights that a core keeps in its own cache, and rows that are worth fetching them from farther.
 CACHE, CACHE_ROWS = 1_500_000, 24
 # Rows of several time steps that the input product takes at once where a step has few.
-BLOCK_ROWS = 48
+BLOCK_ROWS = 128
 # Time steps whose input product is done at once where all weights are far larger than a core's cache: its weights need
 # not be fetched for each step.
 BLOCK = 4
