@@ -216,6 +216,27 @@ def test_results_agree_with_the_oracle_that_rounds(cell, options, rounding, requ
     assert max(distance(got[name], far[name]) for name in got) > 1e-3
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7, 200])
+@pytest.mark.parametrize("sizes", [(33, 100), (64, 5)], ids=str)
+def test_a_linear_layer_is_a_product_of_rounded_factors(rows, sizes):
+    layer, x = nbrnn.Linear(*sizes, products="bfloat16", seed=0), normal(rows, sizes[0])
+    weight, dy = layer.params["weight"], normal(rows, sizes[1], seed=1)
+    y, _, pullback = layer.vjp(x)
+    dx, _, grads = pullback(dy)
+    want = rounded(x) @ rounded(weight).T + layer.params["bias"]
+    want = want, rounded(dy) @ rounded(weight), rounded(dy).T @ rounded(x), dy.sum(axis=0, dtype="f8")
+    for got, known in zip((y, dx, grads["weight"], grads["bias"]), want):
+        np.testing.assert_allclose(got, known, rtol=0, atol=3e-6 * max(1, np.abs(known).max(initial=0)))
+    whole = nbrnn.Linear(*sizes, seed=0)(x)[0]
+    assert rows == 0 or 1e-5 < np.abs(y - whole).max() < 0.05  # it does round
+    assert_same_bits([layer(x)[0], layer.frozen()(x)], [y, y])
+    for m in range(0, rows, 50):
+        assert_same_bits([layer(x[m])[0], layer(x[m:])[0]], [y[m], y[m:]])
+    again = nbrnn.Linear(**layer.config())
+    again.load_state_dict(layer.state_dict())
+    assert_same_bits([again(x)[0]], [y])
+
+
 def test_training_goes_as_with_whole_products():
     """The adding problem in small: the same loss in the end, to a tenth of what was there in the beginning."""
     losses = {}
@@ -242,6 +263,10 @@ def test_training_goes_as_with_whole_products():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match=r"^products: expected None, 'bfloat16' or 'int8', got 'float16'$"):
         nbrnn.LSTM(2, 3, products="float16")
+    with pytest.raises(ValueError, match=r"^products: expected None or 'bfloat16', got 'int8'$"):
+        nbrnn.Linear(2, 3, products="int8")
+    with pytest.raises(ValueError, match=r"^products: expected None for float64, got 'bfloat16'$"):
+        nbrnn.Linear(2, 3, dtype="float64", products="bfloat16")
     with pytest.raises(ValueError, match=r"^products: expected None for float64, got 'bfloat16'$"):
         nbrnn.LSTM(2, 3, dtype="float64", products="bfloat16")
     for make in (lambda **how: nbrnn.LSTM(2, 3, proj_size=2, **how), lambda **how: nbrnn.JordanRNN(2, 3, **how),

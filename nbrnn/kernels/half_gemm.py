@@ -43,7 +43,7 @@ def token_row(panel, depth, columns, token, c):
     return load_side(shift(panel, (token // 2 * columns + c) * 2), token % 2)
 
 
-@jitable
+@sharded
 def pack_rows(s, shards, weight, order, out):
     """out[j, k // 2, c, k % 2] = weight[order[j P + c], k]: panels for ``x @ weight.T``."""
     J, pairs, P, _ = out.shape
@@ -55,8 +55,8 @@ def pack_rows(s, shards, weight, order, out):
                 store_pairs_of(pointer(out, ((j * pairs + k // 2) * P + c) * 2), 2 * P, block)
 
 
-@jitable
-def _pack_columns(s, shards, weight, order, out):
+@sharded
+def pack_columns(s, shards, weight, order, out):
     """out[j, k // 2, c, k % 2] = weight[order[k], j P + c]: panels for ``dy @ weight``."""
     J, pairs, P, _ = out.shape
     W = lanes_of(pointer(weight, 0))
@@ -77,8 +77,8 @@ def _row(weight, order, k, column):
 @sharded
 def pack_layer_back(s, shards, w_hh, order_hh, out_hh, w_ih, order_ih, out_ih):
     """`gemm.pack_layer_back` of a cell with one product."""
-    _pack_columns(s, shards, w_hh, order_hh, out_hh)
-    _pack_columns(s, shards, w_ih, order_ih, out_ih)
+    pack_columns(s, shards, w_hh, order_hh, out_hh)
+    pack_columns(s, shards, w_ih, order_ih, out_ih)
 
 
 # ------------------------------------------------------------------ products

@@ -28,7 +28,6 @@ from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import Prepared, Stage, Stages, get_num_threads, prepare, run, stage, threading_layer
 from nbrnn.kernels.memory import empty, zeros
-from nbrnn.kernels.products import round_matrix
 from nbrnn.kernels.rows import clear, copy_rows, own_gradient, pack_own
 from nbrnn.kernels.scan import compile_front, compile_scan
 from nbrnn.kernels.scan_backward import Backward
@@ -36,7 +35,7 @@ from nbrnn.kernels.scan_forward import Forward
 from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel
 from nbrnn.layers.module import Parameters
-from nbrnn.layers.packing import Ahead, Back, Packing, Weights, packing_of
+from nbrnn.layers.packing import Ahead, Back, Packing, Weights, packing_of, rounded
 from nbrnn.layers.sequences import Steps
 
 NO_ROWS = np.empty(0, np.int64)
@@ -269,7 +268,9 @@ class Direction:
         tokens, stages, middle = x.ndim == 1, [], tape.middle
         if self.products.narrow:
             middle = self._scratch(how, steps, self.output)
-            x, stages = (x, []) if tokens else self._round(x, 0, self.inputs, 1, 0)
+            if not tokens:
+                x, rounding = rounded(self.products, x, 0, self.inputs, 1, 0)
+                stages = [rounding]
         return [*stages, stage(self.scans[0], how.shards, Forward(
             *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, tokens, steps.T, steps.B,
             self.inputs, self.hidden, self.output, given.shape[1], by_step, self.reverse * self.output, y.shape[1],
@@ -281,12 +282,6 @@ class Direction:
         """Where a scan rounds the rows of one step, once or for each shard."""
         planes = how.shards if how.by_units else 1
         return zeros((planes, steps.B + BEHIND, self.products.row(depth)), self.products.number.dtype)
-
-    def _round(self, x: np.ndarray, first: int, piece: int, pieces: int, step: int) -> tuple[np.ndarray, list[Stage]]:
-        """A matrix of narrow factors, of some columns of x, and the stage that fills it; see `round_matrix`."""
-        out = zeros((len(x) + BEHIND, self.products.row(piece * pieces)), self.products.number.dtype)
-        kernel, shards = round_matrix(self.products), shards_for(20 * out.size)
-        return out, [stage(kernel, shards, x, first, step, piece, pieces, out)]
 
     def new_states(self, B: int) -> list[np.ndarray]:
         """Room for all states of the scan, to go on from."""
@@ -523,8 +518,8 @@ class Direction:
         depth, step = len(packing.input_order) // pieces, packing.columns
         shards, kernel = shards_for(2 * len(dgates) * packed.size), packing.plain_kernel()
         if self.products.narrow:
-            a, stages = self._round(dgates, 0, depth, pieces, step)
-            return [*stages, stage(half_gemm.multiply, shards, kernel, a, packed, start, dx)]
+            a, rounding = rounded(self.products, dgates, 0, depth, pieces, step)
+            return [rounding, stage(half_gemm.multiply, shards, kernel, a, packed, start, dx)]
         return [stage(gemm.multiply, shards, kernel, dgates, 0, step, depth, packed, start, dx)]
 
     def _finish(self, grads: Parameters, tape: Tape, carry: Carry, dfirst: Sequence[np.ndarray]) -> list[Stage]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from nbrnn.kernels import gemm
+from nbrnn.kernels import gemm, half_gemm
 from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, stage
 from nbrnn.kernels.memory import empty, zeros
+from nbrnn.kernels.products import products_of
 from nbrnn.kernels.schedule import shards_for
-from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kernel
+from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
 from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_size
+from nbrnn.layers.packing import rounded
 
 
 @dataclass(eq=False)
@@ -41,6 +44,8 @@ class Linear(Pointwise):
     dtype : {"float32", "float64"}
     seed : int, numpy.random.Generator or None
     init : {"torch", "glorot", "orthogonal"}
+    products : {"bfloat16"} or None
+        To what the factors of products are rounded; see `Recurrent` and ``docs/precision.md``.
 
     Attributes
     ----------
@@ -61,10 +66,15 @@ class Linear(Pointwise):
         dtype: Any = "float32",
         seed: Seed = None,
         init: str = "torch",
+        products: str | None = None,
     ):
         self.input_size = check_size("input_size", input_size)
         self.output_size = check_size("output_size", output_size)
         self.bias, self.init, self.dtype = bool(bias), check_scheme(init), check_dtype(dtype)
+        if products not in (None, "bfloat16") or (products and self.dtype != np.float32):
+            words = "None or 'bfloat16'" if self.dtype == np.float32 else f"None for {self.dtype}"
+            raise ValueError(f"products: expected {words}, got {products!r}")
+        self.products, self._kind = products, products_of(products, self.dtype)
         shapes = {"weight": (self.output_size, self.input_size)}
         if bias:
             shapes["bias"] = (self.output_size,)
@@ -73,6 +83,10 @@ class Linear(Pointwise):
         self._order = gemm.plain_order(self.output_size, self.dtype)
         self._runs = gemm.runs_of(self.output_size, self.dtype)
         self._spare: list[_Room] = []
+
+    @property
+    def _gemm(self) -> ModuleType:
+        return half_gemm if self.products else gemm
 
     def _check(self, x: Any) -> np.ndarray:
         shape = (None,) * max(0, np.ndim(x) - 1) + (self.input_size,)
@@ -97,8 +111,7 @@ class Linear(Pointwise):
             x = self._check(x)
             rows, y = x.reshape(-1, self.input_size), empty((*x.shape[:-1], self.output_size), self.dtype)
             key, out = (len(rows), get_num_threads()), y.reshape(-1, self.output_size)
-            product = self._product
-            known = prepare(known, key, [rows, out], lambda: [product(rows, room.packed, room.start, out)])
+            known = prepare(known, key, [rows, out], lambda: self._product(rows, room.packed, room.start, out))
             known.stages.run()
             return y
 
@@ -121,7 +134,7 @@ class Linear(Pointwise):
         except IndexError:
             P = panel_width(VECTORS, self.dtype)
             shapes = (self.output_size, self.input_size), (self.input_size, self.output_size)
-            panels = (empty((gemm.panels(N, self.dtype), K, P), self.dtype) for N, K in shapes)
+            panels = (self._kind.panels(gemm.panels(N, self.dtype), K, P) for N, K in shapes)
             starts = (zeros((gemm.padded(N, self.dtype),), self.dtype) for N, _ in shapes)
             return _Room(*panels, *starts)
 
@@ -133,8 +146,8 @@ class Linear(Pointwise):
             room.start[: self.output_size] = self.params["bias"]
 
         def stages():
-            packing = stage(gemm.pack_rows, self._shards(16), weight, self._order, room.packed)
-            return [packing] * pack + [self._product(x, room.packed, room.start, y)]
+            packing = stage(self._gemm.pack_rows, self._shards(16), weight, self._order, room.packed)
+            return [packing] * pack + self._product(x, room.packed, room.start, y)
 
         room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads(), pack), [x, y], stages)
         room.ahead.stages.run()
@@ -154,21 +167,26 @@ class Linear(Pointwise):
         self, room: _Room, x: np.ndarray, dy: np.ndarray, dx: np.ndarray, grads: Parameters
     ) -> list[Stage]:
         dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
-        kernel, order = outer_kernel(VECTORS, self.dtype), np.arange(self.output_size)
+        kernel = self._kind.kernel(VECTORS) if self.products else outer_kernel(VECTORS, self.dtype)
+        order = np.arange(self.output_size)
         how, side = (self._runs, 0, 0, False), (x, 0, self.input_size, np.empty(0, np.int64), grads["weight"], dbias)
         return [
-            stage(gemm.gradient, self._shards(len(x)), kernel, dy, *how, *side, *gemm.alone(self.dtype)),
-            stage(gemm.pack_columns, self._shards(16), self.params["weight"], order, room.packed_back),
-            self._product(dy, room.packed_back, room.zeros, dx),
+            stage(self._gemm.gradient, self._shards(len(x)), kernel, dy, *how, *side, *gemm.alone(self.dtype)),
+            stage(self._gemm.pack_columns, self._shards(16), self.params["weight"], order, room.packed_back),
+            *self._product(dy, room.packed_back, room.zeros, dx),
         ]
 
-    def _product(self, rows: np.ndarray, packed: np.ndarray, start: np.ndarray, out: np.ndarray) -> Stage:
-        kernel = product_kernel(VECTORS, self.dtype)
-        return stage(gemm.multiply, self._shards(len(rows)), kernel, rows, 0, 0, packed.shape[1], packed, start, out)
+    def _product(self, rows: np.ndarray, packed: np.ndarray, start: np.ndarray, out: np.ndarray) -> list[Stage]:
+        """out = start + rows @ packed."""
+        kernel, shards = self._kind.kernel(VECTORS), self._shards(len(rows))
+        if self.products:
+            rows, rounding = rounded(self._kind, rows, 0, rows.shape[1], 1, 0)
+            return [rounding, stage(half_gemm.multiply, shards, kernel, rows, packed, start, out)]
+        return [stage(gemm.multiply, shards, kernel, rows, 0, 0, packed.shape[1], packed, start, out)]
 
     def _shards(self, rows: int) -> int:
         return shards_for(2 * rows * self.input_size * self.output_size)
 
     def config(self) -> dict[str, Any]:
-        names = ("input_size", "output_size", "bias", "init")
+        names = ("input_size", "output_size", "bias", "init", "products")
         return {name: getattr(self, name) for name in names} | {"dtype": self.dtype.name}

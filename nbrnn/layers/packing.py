@@ -14,9 +14,10 @@ import numpy as np
 
 from nbrnn.cells.cell import Cell
 from nbrnn.kernels import gemm, half_gemm, products
+from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.jit import Stage, stage
-from nbrnn.kernels.memory import empty
-from nbrnn.kernels.products import Products
+from nbrnn.kernels.memory import empty, zeros
+from nbrnn.kernels.products import Products, round_matrix
 from nbrnn.kernels.scan import Layout
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, panel_width
@@ -171,6 +172,14 @@ class Packing:
 
     def _recurrent(self, weights: Weights) -> np.ndarray:
         return self._none[1] if weights.weight_hh is None else weights.weight_hh
+
+
+def rounded(
+    products: Products, x: np.ndarray, first: int, piece: int, pieces: int, step: int
+) -> tuple[np.ndarray, Stage]:
+    """A matrix of narrow factors, of some columns of x, and the stage that fills it; see `products.round_matrix`."""
+    out = zeros((len(x) + BEHIND, products.row(piece * pieces)), products.number.dtype)
+    return out, stage(round_matrix(products), shards_for(20 * out.size), x, first, step, piece, pieces, out)
 
 
 packing_of = lru_cache(maxsize=256)(Packing)
