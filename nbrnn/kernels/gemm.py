@@ -308,8 +308,8 @@ def _span(dy, sides):
 
 @jitable
 def _share(s, shards, dy, runs, sides):
-    """What one shard computes: the runs from `first` to `last`, and of each side some columns, the sides with their
-    first column and how many; and whether the sums of those runs are its own.
+    """What one shard computes: its runs, from `first` to `last`; both sides, with its first column of each and how many;
+    and whether the sums of those runs are its own.
     """
     one, two = sides
     W, N, N2 = lanes_of(pointer(dy, 0)), one[4].shape[1], two[4].shape[1]
@@ -380,7 +380,7 @@ def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, share, scrat
     piece, step = (P, P) if piece == 0 else (piece, step)
     behind = _blocks(dy, one) * P  # where the panels of the second side begin
     stop = min(len(dy), k + DEPTH * len(right))
-    for k0 in range(k, stop, DEPTH):
+    for k0 in range(k, stop if first < last else k, DEPTH):
         depth, block = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH]
         _gather_side(factors, one, len(dy) - k0, depth, block, 0)
         _gather_side(factors, two, len(dy) - k0, depth, block, behind)
