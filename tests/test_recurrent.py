@@ -555,6 +555,19 @@ def test_the_output_of_vjp_is_read_only_and_its_pullback_works_once():
         pullback(dy, dstate_n)
 
 
+@pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["even", "ragged"])
+def test_outputs_of_inference_belong_to_the_caller(lengths):
+    layer, x = nbrnn.LSTM(2, 5, 2, seed=0), np.random.default_rng(0).standard_normal((3, 2, 2)).astype("f4")
+    y, state = layer(x, lengths=lengths)
+    before = y.copy(), state[0].copy()
+    y[...] = 7
+    assert_same_bits({"state": state[0]}, {"state": before[1]})
+    again, _ = layer(x, lengths=lengths)
+    again += 0
+    assert_same_bits({"y": again}, {"y": before[0]})
+    assert (y == 7).all()
+
+
 @CELL
 def test_pullbacks_may_wait_for_each_other(cell):
     """Two calls before the first pullback: each has its own tape."""

@@ -308,8 +308,8 @@ def _span(dy, sides):
 
 @jitable
 def _share(s, shards, dy, runs, sides):
-    """What one shard computes: its runs, from `first` to `last`; both sides, with its first column of each and how many;
-    and whether the sums of those runs are its own.
+    """What one shard computes: its runs, from `first` to `last`; both sides, with its first column of each and how
+    many; and whether the sums of those runs are its own.
     """
     one, two = sides
     W, N, N2 = lanes_of(pointer(dy, 0)), one[4].shape[1], two[4].shape[1]
