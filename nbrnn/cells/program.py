@@ -265,7 +265,7 @@ def _with_operand(traced: _Traced, dgates, dprev, down) -> tuple[int, bool, dict
     more = _add(traced.graph, found[:S], found[S : S + N], found[S + N :])
     # What the operand's gradient will need, backward leaves in slots that hold no gradient yet.
     late = choose_kept([x for piece in more for x in piece], [*dmiddle, *carried], traced.known())
-    kept = choose_kept([*dgates, *dprev, *down, *late], traced.dnew, traced.known())
+    kept = choose_kept([*dgates, *dprev, *down, *late], traced.dnew, traced.known(), traced.kept)
     slots, waiting, places = list(dgates), list(late), {}
     for n in range(first):
         if waiting and not isinstance(slots[n], Value):

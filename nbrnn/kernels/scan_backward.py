@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from numba.extending import overload
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.barrier import join
 from nbrnn.kernels.jit import jitable
 from nbrnn.kernels.normalise import normalise_back
 from nbrnn.kernels.scan_shared import (
@@ -20,6 +19,8 @@ from nbrnn.kernels.scan_shared import (
     rows_of,
     share_of,
     states_after,
+    states_of,
+    team_of,
     turn,
     wait,
 )
@@ -95,11 +96,10 @@ def scan_backward(shard, shards, cell, numbers):
     units, PANEL = cell.vectors * W, VECTORS * W
     J, panels = count_panels(p.H, units), count_panels(p.H, PANEL)
     lo, hi, p0, p1, q0, q1 = 0, p.B, 0, panels, 0, count_panels(p.P, PANEL)
+    shard, shards = team_of(p, shard, shards)
+    if shards == 0:
+        return
     if p.by_units:
-        shards = join(integers(p.counters), shards)
-        if shards == 0:
-            return
-        shard = shard if shards > 1 else 0
         p0, p1 = share_of(panels, shard, shards)
         q0, q1 = share_of(q1, shard, shards)
     else:
@@ -117,12 +117,8 @@ def scan_backward(shard, shards, cell, numbers):
         if rows > 0:
             here = now + lo
             before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
-            c_before, c_after = (before, after) if cell.looks_back else (lo, lo)
             at = floats(cell, p.gates, here * g_m), g_m, g_j
-            states = (
-                floats(cell, p.y, before * p.ld + p.column), floats(cell, p.y, after * p.ld + p.column), p.ld,
-                floats(cell, p.inner, c_before * p.H), floats(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
-            )  # fmt: skip
+            states = states_of(cell, p, before, after, lo, 1)
             gradients = (
                 floats(cell, p.dy, here * p.ld + p.column), floats(cell, p.dh, lo * p.ld_dh), p.ld_dh,
                 floats(cell, p.dinner, lo * p.H), p.B * p.H,
@@ -220,8 +216,7 @@ def step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team
     With n = (a - mean) / deviation: da = (dn - mean of dn - n mean of (n dn)) / deviation.
     """
     (rows, H, _, _, _, _, _, _), (gates, g_m, g_j) = part, at
-    dout, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
-    stats, scratch, ld_scratch, _ = mid
+    (dout, dh, _, _, _, _, _, _), (stats, scratch, ld_scratch, _) = gradients, mid
     ld, W, units, count = states[2], lanes_of(gates), cell.vectors * lanes_of(gates), cell.norms + 2
     for m in range(rows):
         mean, scale = element(stats, m * count + count - 2), element(stats, m * count + count - 1)
@@ -230,10 +225,9 @@ def step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team
             left, here = H - unit, shift(gates, m * g_m + unit // units * g_j + unit % units)
             prev, own, given = arguments(cell, m, unit, left, H, states, beside)
             new = states_after(cell, m, unit, left, H, states)
-            dnew = (load(shift(dh, m * ld_dh + unit), left),) + load_many(
-                shift(dc, m * H + unit), dplane, left, cell.inner
+            dnew = _with_output(
+                cell.output, _carried(cell, gradients, m, unit, left, H), shift(dout, m * ld + unit), left
             )
-            dnew = _with_output(cell.output, dnew, shift(dout, m * ld + unit), left)
             normal = (fill_behind((new[cell.late] - mean) * scale, left, 0.0),)
             (one,) = cell.normal_backward(dnew, normal, load_many(here, units, W, cell.slots), prev, new, own, given)
             one = fill_behind(one, left, 0.0)
@@ -243,17 +237,15 @@ def step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team
         for unit in range(0, H, W):
             j, left = unit // units, H - unit
             here = shift(gates, m * g_m + j * g_j + unit % units)
-            dh_at, dc_at = m * ld_dh + unit, m * H + unit
             prev, own, given = arguments(cell, m, unit, left, H, states, beside)
             new = states_after(cell, m, unit, left, H, states)
-            dnew = (load(shift(dh, dh_at), left),) + load_many(shift(dc, dc_at), dplane, left, cell.inner)
-            dnew = _with_output(cell.output, dnew, shift(dout, m * ld + unit), left)
+            dnew = _with_output(
+                cell.output, _carried(cell, gradients, m, unit, left, H), shift(dout, m * ld + unit), left
+            )
             normal, slots = ((new[cell.late] - mean) * scale,), load_many(here, units, W, cell.slots)
             dslots, dprev, dmine = cell.backward(dnew, sums, normal, slots, prev, new, own, given)
             store_padded(shift(scratch, m * ld_scratch + j * cell.slots * units + unit % units), units, dslots, left)
-            store(shift(dh, dh_at), dprev[0], left)
-            store_many(shift(dc, dc_at), dplane, dprev[1:], left)
-            accumulate_many(shift(down, m * ld_down + unit), down_plane, dmine)
+            _pass_on(gradients, m, unit, left, H, dprev, dmine)
         normalise_back(cell, shift(scratch, m * ld_scratch), shift(gates, m * g_m), g_j, H, shift(stats, m * count))
     _recurrent_back(cell, p, part, at, gradients, team)
 
@@ -303,47 +295,55 @@ def _clear(p, ld, rows, columns):
 def _backward_tile(cell, OUT, part, at, states, gradients, beside):
     """The cell's backward equations on some panels of some rows."""
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
-    dout, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
-    ld, W = states[2], lanes_of(gates)
+    dout, ld, W = gradients[0], states[2], lanes_of(gates)
     units = cell.vectors * W
     for j in range(j0, j1):
         for m in range(rows):
             for unit in range(j * units, (j + 1) * units, W):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
-                dh_at, dc_at, down_at = m * ld_dh + unit, m * H + unit, m * ld_down + unit
                 prev, own, given = arguments(cell, m, unit, count, H, states, beside)
                 new = states_after(cell, m, unit, count, H, states)
-                dnew = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, cell.inner)
+                dnew = _carried(cell, gradients, m, unit, count, H)
                 dnew = _with_output(OUT, dnew, shift(dout, m * ld + unit), count)
                 dgates, dprev, dmine = cell.backward(dnew, load_many(here, units, W, cell.kept), prev, new, own, given)
                 store_padded(here, units, dgates, count)
-                store(shift(dh, dh_at), dprev[0], count)
-                store_many(shift(dc, dc_at), dplane, dprev[1:], count)
-                accumulate_many(shift(down, down_at), down_plane, dmine)
+                _pass_on(gradients, m, unit, count, H, dprev, dmine)
 
 
 @jitable
 def _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld_dm):
     """What the gradient of the second product's left factor adds, on some panels of some rows."""
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
-    _, dh, ld_dh, dc, dplane, down, down_plane, ld_down = gradients
     W = lanes_of(gates)
     units = cell.vectors * W
     for j in range(j0, j1):
         for m in range(rows):
             for unit in range(j * units, (j + 1) * units, W):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
-                dh_at, dc_at, down_at = m * ld_dh + unit, m * H + unit, m * ld_down + unit
                 prev, own, given = arguments(cell, m, unit, count, H, states, beside)
                 new = states_after(cell, m, unit, count, H, states)
-                carried = (load(shift(dh, dh_at), count),) + load_many(shift(dc, dc_at), dplane, count, cell.inner)
+                carried = _carried(cell, gradients, m, unit, count, H)
                 dmid = (load(shift(dm, m * ld_dm + unit), count),)
                 slots = load_many(here, units, W, cell.kept)
                 dgates, dprev, dmine = cell.operand_backward(dmid, carried, slots, prev, new, own, given)
                 store_padded(here, units, dgates, count)
-                store(shift(dh, dh_at), dprev[0], count)
-                store_many(shift(dc, dc_at), dplane, dprev[1:], count)
-                accumulate_many(shift(down, down_at), down_plane, dmine)
+                _pass_on(gradients, m, unit, count, H, dprev, dmine)
+
+
+@jitable
+def _carried(cell, gradients, m, unit, count, H):
+    """The gradients of the states after a step, of some hidden units in row m."""
+    _, dh, ld, dc, plane, _, _, _ = gradients
+    return (load(shift(dh, m * ld + unit), count),) + load_many(shift(dc, m * H + unit), plane, count, cell.inner)
+
+
+@jitable
+def _pass_on(gradients, m, unit, count, H, dprev, dmine):
+    """Store those of the states before it in their place, and add to those of own parameters."""
+    _, dh, ld, dc, plane, down, down_plane, ld_down = gradients
+    store(shift(dh, m * ld + unit), dprev[0], count)
+    store_many(shift(dc, m * H + unit), plane, dprev[1:], count)
+    accumulate_many(shift(down, m * ld_down + unit), down_plane, dmine)
 
 
 def _with_output(OUT, dnew, dout, count):

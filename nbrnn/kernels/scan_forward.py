@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.barrier import join
 from nbrnn.kernels.jit import jitable
 from nbrnn.kernels.normalise import moments, normalise_slots
 from nbrnn.kernels.scan_shared import (
@@ -18,6 +17,8 @@ from nbrnn.kernels.scan_shared import (
     rows_of,
     share_of,
     states_after,
+    states_of,
+    team_of,
     turn,
     wait,
 )
@@ -84,11 +85,10 @@ def scan_forward(shard, shards, cell, numbers):
     W = lanes_of(floats(cell, p.y, 0))
     J, PANEL = count_panels(p.H, cell.vectors * W), cell.kept * cell.vectors * W
     lo, hi, j0, j1, q0, q1 = 0, p.B, 0, J, 0, count_panels(p.P, VECTORS * W)
+    shard, shards = team_of(p, shard, shards)
+    if shards == 0:
+        return
     if p.by_units:
-        shards = join(integers(p.counters), shards)
-        if shards == 0:
-            return
-        shard = shard if shards > 1 else 0
         j0, j1 = share_of(J, shard, shards)
         q0, q1 = share_of(q1, shard, shards)
     else:
@@ -113,11 +113,7 @@ def scan_forward(shard, shards, cell, numbers):
                 # Where this step's rows begin in arrays that hold what was kept, and in those that do not
                 here, once = now + lo, lo
                 before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
-                c_before, c_after = (before, after) if p.keep and cell.looks_back else (once, once)
-                states = (
-                    floats(cell, p.y, before * p.ld + p.column), floats(cell, p.y, after * p.ld + p.column), p.ld,
-                    floats(cell, p.inner, c_before * p.H), floats(cell, p.inner, c_after * p.H), p.inner_rows * p.H,
-                )  # fmt: skip
+                states = states_of(cell, p, before, after, once, p.keep)
                 tile = here if p.keep else _in_block(p, t - t0, now - origin, lo, hi) if p.block > 1 else once
                 at = floats(cell, p.gates, tile * g_m), g_m, g_j
                 beside = beside_of(cell, p, here, once, J * cell.vectors * W)

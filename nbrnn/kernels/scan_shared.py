@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.barrier import meet
+from nbrnn.kernels.barrier import join, meet
 from nbrnn.kernels.jit import jitable
 from nbrnn.kernels.simd import element, lanes_of, load, load_many, pointer_to, shift
 
@@ -75,6 +75,15 @@ def _fill(lengths, B, cost, shard):
 
 
 @jitable
+def team_of(p, shard, shards):
+    """Which shard the caller is, of how many that work together, 0 where nothing is left to do; see `barrier.join`."""
+    if p.by_units:
+        shards = join(integers(p.counters), shards)
+        shard = shard if shards > 1 else 0
+    return shard, shards
+
+
+@jitable
 def wait(p, team, n, meetings):
     """The n-th of a step's meetings of all shards, where they divide the hidden units."""
     shards, step = team
@@ -100,6 +109,16 @@ def beside_of(cell, p, here, once, plane):
     """The own and the given numbers of some rows, with the strides of one kind of them."""
     given = floats(cell, p.given, (here if p.step_given else once) * p.H)
     return floats(cell, p.own, 0), plane, given, p.given_rows * p.H
+
+
+@jitable
+def states_of(cell, p, before, after, once, keep):
+    """Where the states of some rows lie before and after a step, with the strides of a row of h and of one inner state;
+    once: in arrays that do not hold what was kept."""
+    c_before, c_after = (before, after) if keep and cell.looks_back else (once, once)
+    h_before, h_after = floats(cell, p.y, before * p.ld + p.column), floats(cell, p.y, after * p.ld + p.column)
+    inner = floats(cell, p.inner, c_before * p.H), floats(cell, p.inner, c_after * p.H)
+    return h_before, h_after, p.ld, inner[0], inner[1], p.inner_rows * p.H
 
 
 @jitable
