@@ -555,6 +555,20 @@ def test_the_output_of_vjp_is_read_only_and_its_pullback_works_once():
         pullback(dy, dstate_n)
 
 
+@pytest.mark.parametrize(("make", "kept"), [
+    (lambda: nbrnn.CTRNN(2, 5), 3),
+    (lambda: nbrnn.CTRNN(2, 5, integrator="exponential"), 3),
+    (lambda: nbrnn.CTRNN(2, 5, recurrent_dropout=0.5), 7 * 3 + 2 * 3),  # whose output is such a state
+    (lambda: nbrnn.LSTM(2, 5), 7 * 3 + 2 * 3),
+])  # fmt: skip
+def test_states_that_backward_does_not_read_are_not_kept(make, kept):
+    layer = make()
+    _, _, pullback = layer.vjp(np.zeros((7, 3, 2), "f4"))
+    pullback(np.zeros((7, 3, 5), "f4"))
+    (tape,) = layer._parts[0]._spare[1]
+    assert tape.inner.shape[1] == kept
+
+
 @pytest.mark.parametrize("lengths", [None, [3, 1]], ids=["even", "ragged"])
 def test_outputs_of_inference_belong_to_the_caller(lengths):
     layer, x = nbrnn.LSTM(2, 5, 2, seed=0), np.random.default_rng(0).standard_normal((3, 2, 2)).astype("f4")

@@ -16,7 +16,7 @@ from nbrnn.kernels.products import products_of
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width
 from nbrnn.layers.initialise import Seed, check_scheme, fill, generator
-from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_size
+from nbrnn.layers.module import Parameters, Pointwise, check_dtype, check_floats, check_products, check_size
 from nbrnn.layers.packing import rounded
 
 
@@ -71,10 +71,8 @@ class Linear(Pointwise):
         self.input_size = check_size("input_size", input_size)
         self.output_size = check_size("output_size", output_size)
         self.bias, self.init, self.dtype = bool(bias), check_scheme(init), check_dtype(dtype)
-        if products not in (None, "bfloat16") or (products and self.dtype != np.float32):
-            words = "None or 'bfloat16'" if self.dtype == np.float32 else f"None for {self.dtype}"
-            raise ValueError(f"products: expected {words}, got {products!r}")
-        self.products, self._kind = products, products_of(products, self.dtype)
+        self.products = check_products(products, self.dtype, ("bfloat16",))
+        self._kind = products_of(products, self.dtype)
         shapes = {"weight": (self.output_size, self.input_size)}
         if bias:
             shapes["bias"] = (self.output_size,)

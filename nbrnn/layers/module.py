@@ -15,7 +15,7 @@ parameters and the random generator of their dropout, so a call changes nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -378,6 +378,16 @@ def check_tokens(
 def zeros(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Zeros that cannot be written to; many of them take no memory, since their pages are never touched."""
     return read_only(np.zeros(shape, dtype))
+
+
+def check_products(products: Any, dtype: np.dtype, able: Sequence[str]) -> str | None:
+    """None or one of the kinds of narrow factors that a layer is able to multiply by, which are for float32."""
+    if products is not None and products not in able:
+        *kinds, last = map(repr, (None, *able))
+        raise ValueError(f"products: expected {', '.join(kinds)} or {last}, got {products!r}")
+    if products and dtype != np.float32:
+        raise ValueError(f"products: expected None for {dtype}, got {products!r}")
+    return products
 
 
 def read_only(array: np.ndarray) -> np.ndarray:

@@ -34,6 +34,7 @@ from nbrnn.layers.module import (
     check_fraction,
     check_number,
     check_positive,
+    check_products,
     check_size,
     check_tokens,
     read_only,
@@ -213,10 +214,7 @@ class Recurrent(Module):
 
     def _check_products(self, products: str | None) -> str | None:
         cell = self.cell
-        if products not in (None, *NARROW):
-            raise ValueError(f"products: expected None, 'bfloat16' or 'int8', got {products!r}")
-        if products and self.dtype != np.float32:
-            raise ValueError(f"products: expected None for {self.dtype}, got {products!r}")
+        products = check_products(products, self.dtype, tuple(NARROW))
         if products and (self.proj_size or cell.second or cell.finish):
             what = "a projection" if self.proj_size else cell.name
             raise ValueError(f"products: expected None for {what}, got {products!r}: it takes one product in a step")
