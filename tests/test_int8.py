@@ -68,7 +68,7 @@ def run_product(kernel, a, b, depth, start, ld_start, c, rows, columns):
     lda, ldc = a.shape[1], c.shape[1]
     a, b, start, c = pointer(a, 0), pointer(b, 0), pointer(start, 0), pointer(c, 0)
     amx.begin()
-    tiles.product(kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, columns)
+    tiles.product(kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, columns, b)
     amx.end()
 
 

@@ -203,10 +203,8 @@ def _multiply_block(kernel, a, first, step, depth, packed, start, out, row, rows
         for n in range(n0, n1):
             left = pointer(a, row * lda + first + n * step + k0)
             b = pointer(packed, (j * K + n * depth + k0) * P)
-            if n == 0 and k0 == 0:
-                product(kernel, left, lda, b, k1 - k0, pointer(start, j * P), 0, c, N, rows, columns)
-            else:
-                product(kernel, left, lda, b, k1 - k0, c, N, c, N, rows, columns)
+            before, ld = (pointer(start, j * P), 0) if n == 0 and k0 == 0 else (c, N)
+            product(kernel, left, lda, b, k1 - k0, before, ld, c, N, rows, columns, shift(b, K * P))
 
 
 # ------------------------------------------------------------------ weight gradients

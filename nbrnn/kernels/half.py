@@ -71,29 +71,29 @@ def product_kernel(vectors: int) -> int:
 def _kernel(vectors: int) -> Any:
     if KIND == "amx":
 
-        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
             amx.product(vectors, a, lda // 2, b, depth // 2, start, ld_start, c, ldc, rows, columns)
 
     else:
 
-        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
-            _panel(vectors, a, lda // 2, b, depth // 2, start, ld_start, c, ldc, rows, columns)
+        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
+            _panel(vectors, a, lda // 2, b, depth // 2, start, ld_start, c, ldc, rows, columns, ahead)
 
     return compile_kernel(kernel, types.uint16, types.float32, f"half-{KIND}-{vectors}")
 
 
 @intrinsic(prefer_literal=True)
-def _panel(typingctx, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+def _panel(typingctx, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
     """Emit a kernel without AMX; lda and depth: in pairs."""
 
     def codegen(context, builder, sig, args):
-        _, a, lda, b, *rest = args
-        a, b = (builder.bitcast(p, ir.IntType(32).as_pointer()) for p in (a, b))
-        emit_panel(builder, _HalfTile, 0, vectors.literal_value, vector_type(types.float32), a, lda, b, *rest)
+        _, a, lda, b, *rest, ahead = args
+        a, b, ahead = (builder.bitcast(p, ir.IntType(32).as_pointer()) for p in (a, b, ahead))
+        emit_panel(builder, _HalfTile, 0, vectors.literal_value, vector_type(types.float32), a, lda, b, *rest, ahead)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(vectors, a, n, b, n, start, n, c, n, n, n), codegen
+    return types.void(vectors, a, n, b, n, start, n, c, n, n, n, b), codegen
 
 
 class _HalfTile(Tile):

@@ -96,7 +96,8 @@ def multiply(s, shards, kernel, a, packed, start, out):
             for j in range(j0, min(j0 + group, J)):
                 c, columns = pointer(out, row * N + j * P), min(P, N - j * P)
                 left, b = pointer(a, row * depth), pointer(packed, j * P * depth)
-                product(kernel, left, depth, b, depth, pointer(start, j * P), 0, c, N, min(ROWS, hi - row), columns)
+                rows, before, ahead = min(ROWS, hi - row), pointer(start, j * P), shift(b, P * depth)
+                product(kernel, left, depth, b, depth, before, 0, c, N, rows, columns, ahead)
     amx.end()
 
 
@@ -146,8 +147,8 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
 @jitable
 def _add_block(kernel, left, block, n, depth, c, N, count, columns):
     """A tile of dw plus the product of a block of dy with one panel of x."""
-    depth = padded(depth)
-    product(kernel, pointer(left, 0), BLOCK, pointer(block, n * BLOCK), depth, c, N, c, N, count, columns)
+    b = pointer(block, n * BLOCK)
+    product(kernel, pointer(left, 0), BLOCK, b, padded(depth), c, N, c, N, count, columns, b)
 
 
 HALF = Factors(f"half-{KIND}", BLOCK, _room, _gather, _gather_panels, _add_block)

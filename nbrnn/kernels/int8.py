@@ -97,13 +97,13 @@ def product_kernel(vectors: int) -> int:
 def _kernel(vectors: int) -> Any:
     if KIND == "amx":
 
-        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
             _product(vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns)
 
     else:
 
-        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
-            _panel(vectors, a, lda // 4, b, depth // 4, start, ld_start, c, ldc, rows, columns)
+        def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
+            _panel(vectors, a, lda // 4, b, depth // 4, start, ld_start, c, ldc, rows, columns, ahead)
 
     return compile_kernel(kernel, types.int8, types.float32, f"int8-{KIND}-{vectors}")
 
@@ -128,17 +128,17 @@ def _product(vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
 
 
 @intrinsic(prefer_literal=True)
-def _panel(typingctx, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+def _panel(typingctx, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
     """Emit a kernel without AMX; lda and depth: in words of four numbers."""
 
     def codegen(context, builder, sig, args):
-        _, a, lda, b, *rest = args
-        a, b = (builder.bitcast(p, ir.IntType(32).as_pointer()) for p in (a, b))
-        emit_panel(builder, _IntegerTile, 0, vectors.literal_value, FLOATS, a, lda, b, *rest)
+        _, a, lda, b, *rest, ahead = args
+        a, b, ahead = (builder.bitcast(p, ir.IntType(32).as_pointer()) for p in (a, b, ahead))
+        emit_panel(builder, _IntegerTile, 0, vectors.literal_value, FLOATS, a, lda, b, *rest, ahead)
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(vectors, a, n, b, n, start, n, c, n, n, n), codegen
+    return types.void(vectors, a, n, b, n, start, n, c, n, n, n, b), codegen
 
 
 class _IntegerTile(Tile):

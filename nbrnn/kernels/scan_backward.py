@@ -39,6 +39,8 @@ from nbrnn.kernels.simd import (
 )
 from nbrnn.kernels.tiles import VECTORS, product
 
+PART = 512  # steps of depth of a product that are taken at once
+
 
 class Backward(NamedTuple):
     """What a backward scan works on; see `Forward`.
@@ -160,10 +162,11 @@ def step_back_narrow(cell, p, part, at, states, gradients, beside, mid, team):
         slots = shift(gates, cell.slots * U * W - piece)
         cell.products.round_rows(slots, g_m, rows, g_j, piece, g_m // g_j, rounded, p.ld_middle)
         for n in range(q0, q1):
-            q = turn(n, q0, q1, team)
-            into = shift(dh, q * PANEL)
+            q, way = turn(n, q0, q1, team)
+            into, columns = shift(dh, q * PANEL), _filled(p.P - q * PANEL, W)
             b = factors(cell, p.w_hh, q * panel * PANEL)
-            product(p.kernel, rounded, p.ld_middle, b, depth, into, ld, into, ld, rows, _filled(p.P - q * PANEL, W))
+            ahead = shift(b, way * panel * PANEL)
+            product(p.kernel, rounded, p.ld_middle, b, depth, into, ld, into, ld, rows, columns, ahead)
 
 
 @jitable
@@ -177,7 +180,7 @@ def step_back_with_operand(cell, p, part, at, states, gradients, beside, mid, te
     for n in range(p0, p1):
         into = shift(dm, n * PANEL)
         _clear(into, ld, rows, PANEL)
-        _product_back(cell, p, p.w_mid, at, start, count, n, p.H, into, ld, rows)
+        _product_back(cell, p, p.w_mid, at, start, count, n, 1, p.H, into, ld, rows)
     _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld)
     wait(p, team, 2, 2)
     _recurrent_back(cell, p, part, at, gradients, team)
@@ -200,7 +203,8 @@ def step_back_with_projection(cell, p, part, at, states, gradients, beside, mid,
     for n in range(p0, p1):
         into = shift(dm, n * PANEL)
         _clear(into, ld_dm, rows, PANEL)
-        product(p.kernel, z, p.P, floats(cell, p.w_mid, n * p.P * PANEL), p.P, into, ld_dm, into, ld_dm, rows, PANEL)
+        b = floats(cell, p.w_mid, n * p.P * PANEL)
+        product(p.kernel, z, p.P, b, p.P, into, ld_dm, into, ld_dm, rows, PANEL, shift(b, p.P * PANEL))
     hidden = middle, middle, H, c_prev, c, plane
     inside = dm, dm, ld_dm, dc, dplane, down, down_plane, ld_down
     _backward_tile(cell, -1, part, at, hidden, inside, beside)
@@ -258,24 +262,24 @@ def _recurrent_back(cell, p, part, at, gradients, team):
     total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
     start, count = (total - recurrent - second) * W, recurrent * W
     for n in range(q0, q1):
-        q = turn(n, q0, q1, team)
-        _product_back(cell, p, p.w_hh, at, start, count, q, p.P, shift(dh, q * VECTORS * W), ld, rows)
+        q, way = turn(n, q0, q1, team)
+        _product_back(cell, p, p.w_hh, at, start, count, q, way, p.P, shift(dh, q * VECTORS * W), ld, rows)
 
 
 @jitable
-def _product_back(cell, p, weights, at, start, count, q, size, into, ld, rows):
+def _product_back(cell, p, weights, at, start, count, q, way, size, into, ld, rows):
     """Add the product of some slots of the tape with panel q of transposed weights, which have `size` columns."""
     (gates, g_m, g_j), W = at, lanes_of(into)
     J, PANEL = g_m // g_j, VECTORS * W
-    columns = _filled(size - q * PANEL, W)
-    b = floats(cell, weights, q * J * count * PANEL)
-    if count == g_j:
-        product(p.kernel, gates, g_m, b, J * count, into, ld, into, ld, rows, columns)
-    else:
-        # These slots are a piece of every panel.
-        for n in range(J):
-            a, piece = shift(gates, n * g_j + start), shift(b, n * count * PANEL)
-            product(p.kernel, a, g_m, piece, count, into, ld, into, ld, rows, columns)
+    columns, depth = _filled(size - q * PANEL, W), J * count
+    b = floats(cell, weights, q * depth * PANEL)
+    # The slots are a piece of every panel of the tape, or all of it, which lies in parts that the second cache holds.
+    step, piece = (g_j, count) if count < g_j else (PART, PART)
+    for n in range((depth + piece - 1) // piece):
+        k = n * piece
+        a, here, after = shift(gates, start + n * step), min(piece, depth - k), k + piece
+        ahead = shift(b, (after if after < depth else way * depth) * PANEL)
+        product(p.kernel, a, g_m, shift(b, k * PANEL), here, into, ld, into, ld, rows, columns, ahead)
 
 
 @jitable

@@ -154,8 +154,8 @@ def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
 def step_plain(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell with one product."""
     for n in range(part[2], part[3]):
-        j = turn(n, part[2], part[3], team)
-        _products(cell, p, row, part, at, states, j)
+        j, way = turn(n, part[2], part[3], team)
+        _products(cell, p, row, part, at, states, j, way)
         _forward_tile(cell, p, j, part, at, states, beside)
     if cell.recurrent > 0:
         wait(p, team, 1, 1)
@@ -171,13 +171,14 @@ def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
     if recurrent > 0:
         cell.products.round_rows(h_prev, ld, rows, p.P, p.P, 1, rounded, p.ld_middle)
     for n in range(j0, j1):
-        j = turn(n, j0, j1, team)
+        j, way = turn(n, j0, j1, team)
         g = shift(gates, j * g_j)
         if row >= 0:
             _input(cell, p, row, rows, j, g, g_m)
         if recurrent > 0:
             r, b = shift(g, start), factors(cell, p.w_hh, j * panel * recurrent)
-            product(p.kernel_hh, rounded, p.ld_middle, b, depth, r, g_m, r, g_m, rows, recurrent)
+            ahead = shift(b, way * panel * recurrent)
+            product(p.kernel_hh, rounded, p.ld_middle, b, depth, r, g_m, r, g_m, rows, recurrent, ahead)
         _forward_tile(cell, p, j, part, at, states, beside)
     if recurrent > 0:
         wait(p, team, 1, 1)
@@ -190,12 +191,12 @@ def step_with_operand(cell, p, row, part, at, states, beside, mid, team):
     W = lanes_of(gates)
     total, count = cell.slots * cell.vectors, cell.second * cell.vectors
     for j in range(j0, j1):
-        _products(cell, p, row, part, at, states, j)
+        _products(cell, p, row, part, at, states, j, 1)
         _operand_tile(cell, j, part, at, states, beside, mid)
     wait(p, team, 1, 2)
     for j in range(j0, j1):
         g, b = shift(gates, j * g_j + (total - count) * W), floats(cell, p.w_mid, j * H * count * W)
-        product(p.kernel_mid, mid, H, b, H, g, g_m, g, g_m, rows, count * W)
+        product(p.kernel_mid, mid, H, b, H, g, g_m, g, g_m, rows, count * W, shift(b, H * count * W))
         _forward_tile(cell, p, j, part, at, states, beside)
     wait(p, team, 2, 2)
 
@@ -207,7 +208,7 @@ def step_with_projection(cell, p, row, part, at, states, beside, mid, team):
     W = lanes_of(h)
     PANEL = VECTORS * W
     for j in range(j0, j1):
-        _products(cell, p, row, part, at, states, j)
+        _products(cell, p, row, part, at, states, j, 1)
         # h of the step before has another size: the equations cannot use it
         hidden = mid, mid, H, c_prev, c, plane
         _forward_tile(cell, p, j, part, at, hidden, beside)
@@ -215,7 +216,7 @@ def step_with_projection(cell, p, row, part, at, states, beside, mid, team):
     for q in range(q0, q1):
         columns, out, first = min(PANEL, p.P - q * PANEL), shift(h, q * PANEL), q * PANEL
         weights, bias = floats(cell, p.w_mid, first * H), floats(cell, p.bias_mid, first)
-        product(p.kernel_mid, mid, H, weights, H, bias, 0, out, ld, rows, columns)
+        product(p.kernel_mid, mid, H, weights, H, bias, 0, out, ld, rows, columns, shift(weights, H * PANEL))
         for m in range(rows):
             for n in range(0, columns, W):
                 place = shift(out, m * ld + n)
@@ -232,7 +233,7 @@ def step_normalised(cell, p, row, part, at, states, beside, stats, team):
     W = lanes_of(gates)
     units, count = cell.vectors * W, cell.norms + 2
     for j in range(j0, j1):
-        _products(cell, p, row, part, at, states, j)
+        _products(cell, p, row, part, at, states, j, 1)
     for m in range(rows):
         normalise_slots(cell, shift(gates, m * g_m), g_j, H, shift(stats, m * count))
         for unit in range(0, H, W):
@@ -254,7 +255,7 @@ def step_normalised(cell, p, row, part, at, states, beside, stats, team):
 
 
 @jitable
-def _products(cell, p, row, part, at, states, j):
+def _products(cell, p, row, part, at, states, j, way):
     """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's."""
     (rows, _, _, _, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
     U = cell.vectors
@@ -264,8 +265,9 @@ def _products(cell, p, row, part, at, states, j):
     if row >= 0:
         _input(cell, p, row, rows, j, g, g_m)
     if recurrent > 0:
-        r, b = shift(g, (total - recurrent - second) * W), floats(cell, p.w_hh, j * p.P * recurrent * W)
-        product(p.kernel_hh, h_prev, ld, b, p.P, r, g_m, r, g_m, rows, recurrent * W)
+        size = p.P * recurrent * W
+        r, b = shift(g, (total - recurrent - second) * W), floats(cell, p.w_hh, j * size)
+        product(p.kernel_hh, h_prev, ld, b, p.P, r, g_m, r, g_m, rows, recurrent * W, shift(b, way * size))
 
 
 @jitable
@@ -274,7 +276,8 @@ def _input(cell, p, row, rows, j, g, g_m):
     W = lanes_of(g)
     total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
     bias, depth, size = floats(cell, p.bias, j * total), cell.products.padded(p.I), cell.products.row(p.I)
-    weights = factors(cell, p.w_ih, j * cell.products.column(p.I) * columns)
+    panel = cell.products.column(p.I) * columns
+    weights = factors(cell, p.w_ih, j * panel)
     if p.tokens:
         tokens = integers(p.x)
         for m in range(rows):
@@ -284,7 +287,7 @@ def _input(cell, p, row, rows, j, g, g_m):
                 store(shift(g, m * g_m + c), load(shift(bias, c), W) + one, W)
     else:
         x = factors(cell, p.x, row * size)
-        product(p.kernel_ih, x, size, weights, depth, bias, 0, g, g_m, rows, columns)
+        product(p.kernel_ih, x, size, weights, depth, bias, 0, g, g_m, rows, columns, shift(weights, panel))
     for m in range(rows):
         for c in range(columns, total, W):
             store(shift(g, m * g_m + c), load(shift(bias, c), W), W)

@@ -93,10 +93,10 @@ def wait(p, team, n, meetings):
 
 @jitable
 def turn(n, first, stop, team):
-    """The n-th panel of a step: every second step goes from the last one to the first, so that weights which are larger
-    than a core's cache are found there in part."""
+    """The n-th panel of a step, and which way the next one lies: every second step goes from the last panel to the
+    first, so that weights which are larger than a core's cache are found there in part."""
     _, step = team
-    return first + stop - 1 - n if step & 1 else n
+    return (first + stop - 1 - n, -1) if step & 1 else (n, 1)
 
 
 @jitable

@@ -24,10 +24,22 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from nbrnn.kernels.jit import native
-from nbrnn.kernels.simd import REGISTERS, emit_call, emit_either, emit_load, emit_splat, emit_store, vector_type, width
+from nbrnn.kernels.simd import (
+    REGISTERS,
+    VECTOR_BYTES,
+    emit_call,
+    emit_either,
+    emit_load,
+    emit_splat,
+    emit_store,
+    vector_type,
+    width,
+)
 
 INT = ir.IntType(64)
 PREFETCH = 8  # steps of depth ahead
+LINE = 64  # bytes of a line of the caches
+NEAREST, SECOND = 3, 2  # caches, as LLVM names them
 VECTORS = 4  # vectors in a panel of a plain matrix
 
 
@@ -54,11 +66,12 @@ def rows_per_tile(vectors: int) -> int:
 
 
 @intrinsic
-def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
     """C[:rows, :columns] = start + A @ B for one packed panel B, with the kernel of `product_kernel`.
 
     `start` has the row stride `ld_start`: C itself to add to it, or a row of biases with the stride 0. `columns`
-    below the panel's width leaves the rest of C untouched.
+    below the panel's width leaves the rest of C untouched. `ahead` is the panel that is wanted next, perhaps from far
+    memory: the tiles ask for it, a line at every step of their depth.
     """
 
     def codegen(context, builder, sig, args):
@@ -66,7 +79,7 @@ def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, 
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(types.uintp, a, n, b, n, start, n, c, n, n, n), codegen
+    return types.void(types.uintp, a, n, b, n, start, n, c, n, n, n, b), codegen
 
 
 @intrinsic
@@ -75,7 +88,7 @@ def outer(typingctx, kernel, a, lda, b, depth, c, ldc, rows, columns):
 
     def codegen(context, builder, sig, args):
         kernel, a, lda, b, depth, c, ldc, rows, columns = args
-        _call_kernel(builder, kernel, a, lda, b, depth, c, ldc, c, ldc, rows, columns)
+        _call_kernel(builder, kernel, a, lda, b, depth, c, ldc, c, ldc, rows, columns, b)
         return context.get_dummy_value()
 
     n = types.intp
@@ -116,20 +129,20 @@ def _kernel(kind: str, vectors: int, dtype: object) -> Any:
     """A kernel, compiled or from the cache; whoever calls it by its address keeps it alive here."""
     name, transposed = np.dtype(dtype).name, int(kind == "outer")
 
-    def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
-        _panel(transposed, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns)
+    def kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
+        _panel(transposed, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead)
 
     return compile_kernel(kernel, getattr(types, name), getattr(types, name), f"{kind}-{name}-{vectors}")
 
 
 def compile_kernel(kernel: Callable, factor: Any, number: Any, tag: str) -> Any:
-    """``kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns)``, for factors and sums of some types."""
+    """``kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead)`` of some types of numbers."""
     f, p, n = types.CPointer(factor), types.CPointer(number), types.intp
-    return native(kernel, types.void(f, n, f, n, p, n, p, n, n, n), tag)
+    return native(kernel, types.void(f, n, f, n, p, n, p, n, n, n, f), tag)
 
 
 @intrinsic(prefer_literal=True)
-def _panel(typingctx, transposed, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+def _panel(typingctx, transposed, vectors, a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead):
     """Emit a kernel; `transposed` and `vectors` are literals."""
 
     def codegen(context, builder, sig, args):
@@ -137,10 +150,12 @@ def _panel(typingctx, transposed, vectors, a, lda, b, depth, start, ld_start, c,
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(transposed, vectors, a, n, b, n, start, n, c, n, n, n), codegen
+    return types.void(transposed, vectors, a, n, b, n, start, n, c, n, n, n, b), codegen
 
 
-def emit_panel(builder, kind, transposed, vectors, vector, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+def emit_panel(
+    builder, kind, transposed, vectors, vector, a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead
+):
     """Emit a kernel of some kind of tiles, for each number of vectors that `columns` may fill."""
     function, strides = builder.function, (lda, INT(vectors * vector.count), ld_start, ldc)
     done = function.append_basic_block("whole")
@@ -157,7 +172,7 @@ def emit_panel(builder, kind, transposed, vectors, vector, a, lda, b, depth, sta
             at = INT(first * vector.count)
             pointers = [a, *(builder.gep(x, [at]) for x in (b, start, c))]
             tile = kind(builder, vector, group, transposed, strides, depth, builder.sub(columns, at))
-            _row_loop(builder, rows, rows_per_tile(group), tile, pointers)
+            _row_loop(builder, rows, rows_per_tile(group), tile, pointers, ahead)
             first += group
         builder.branch(done)
     builder.position_at_end(done)
@@ -166,8 +181,8 @@ def emit_panel(builder, kind, transposed, vectors, vector, a, lda, b, depth, sta
 # ------------------------------------------------------------------ code generation
 
 
-def _row_loop(builder, rows, most, tile, pointers):
-    """Emit tiles over all rows: as few as possible, as equal as possible."""
+def _row_loop(builder, rows, most, tile, pointers, ahead):
+    """Emit tiles over all rows: as few as possible, as equal as possible. Each asks for its part of what is ahead."""
     function = builder.function
     head, split, even, done = (function.append_basic_block(name) for name in ("head", "split", "even", "done"))
     entry = builder.block
@@ -175,6 +190,8 @@ def _row_loop(builder, rows, most, tile, pointers):
     builder.position_at_end(head)
     row = builder.phi(INT)
     row.add_incoming(INT(0), entry)
+    part = builder.phi(ahead.type)
+    part.add_incoming(ahead, entry)
     left = builder.sub(rows, row)
     more = function.append_basic_block("more")
     builder.cbranch(builder.icmp_signed(">", left, INT(0)), more, done)
@@ -193,8 +210,9 @@ def _row_loop(builder, rows, most, tile, pointers):
         block = function.append_basic_block(f"rows{m}")
         switch.add_case(INT(m), block)
         builder.position_at_end(block)
-        tile.emit(m, row, *pointers)
+        tile.emit(m, row, *pointers, part)
         row.add_incoming(builder.add(row, INT(m)), builder.block)
+        part.add_incoming(builder.gep(part, [builder.mul(tile.depth, tile.line)]), builder.block)
         builder.branch(head)
     builder.position_at_end(done)
 
@@ -206,8 +224,9 @@ class Tile:
         self.builder, self.vector, self.vectors, self.transposed = builder, vector, vectors, transposed
         self.lda, self.ldb, self.ld_start, self.ldc = strides
         self.depth, self.columns = depth, columns
+        self.line = INT(LINE * vector.count // VECTOR_BYTES)
 
-    def emit(self, rows, row, a, b, start, c):
+    def emit(self, rows, row, a, b, start, c, ahead):
         """One tile of `rows` rows, the first of them `row`."""
         builder, vector = self.builder, self.vector
         a = builder.gep(a, [row if self.transposed else builder.mul(row, self.lda)])
@@ -227,6 +246,8 @@ class Tile:
         k.add_incoming(INT(0), entry)
         sums = [builder.phi(value.type) for value in tile]
         new = self._step(rows, a, b, k, sums)
+        if not self.transposed:
+            _prefetch(builder, builder.gep(ahead, [builder.mul(k, self.line)]), SECOND)
         for phi, value, added in zip(sums, tile, new):
             phi.add_incoming(value, entry)
             phi.add_incoming(added, loop)
@@ -297,9 +318,9 @@ class Tile:
         return emit_call(self.builder, "llvm.fmuladd", self.vector, factor, column, total)
 
 
-def _prefetch(builder, p):
+def _prefetch(builder, p, cache=NEAREST):
     byte, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
     kind = ir.FunctionType(ir.VoidType(), [byte, i32, i32, i32])
     function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    # to read (0), into the nearest cache (3), data (1)
-    builder.call(function, [builder.bitcast(p, byte), i32(0), i32(3), i32(1)])
+    # to read (0), data (1)
+    builder.call(function, [builder.bitcast(p, byte), i32(0), i32(cache), i32(1)])
