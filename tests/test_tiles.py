@@ -28,7 +28,8 @@ def run_product(kernel, a, b, depth, start, ld_start, c, rows, columns):
 @numba.njit(**COMPILE)
 def run_outer(kernel, a, first, b, depth, c, rows, columns):
     lda, ldc = a.shape[1], c.shape[1]
-    tiles.outer(kernel, pointer(a, first), lda, pointer(b, 0), depth, pointer(c, 0), ldc, rows, columns)
+    a, b, c = pointer(a, first), pointer(b, 0), pointer(c, 0)
+    tiles.outer(kernel, a, lda, b, depth, c, ldc, c, ldc, rows, columns)
 
 
 def product_of(vectors):

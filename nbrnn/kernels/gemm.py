@@ -230,12 +230,12 @@ class Factors(Constants):
     depth : int
         Rows of dy for which a block of both factors stays in the nearest cache.
     room : callable
-        ``room(dy, blocks, span)``: memory for a block of dy, and for `span` times `blocks` panels of x.
+        ``room(dy, blocks, span)``: memory for a block of dy, and for `span` times `blocks` panels of x; a row of zeros.
     left, right : callable
         What `_gather` and `_gather_panels` do.
     add : callable
-        ``add(kernel, left, block, n, depth, c, N, count, columns)``: to a tile of dw the product of a block of dy with
-        the panel of x that begins with column n.
+        ``add(kernel, left, block, n, depth, start, ld, c, N, count, columns)``: a tile of dw is start plus the product
+        of a block of dy with the panel of x that begins with column n.
     """
 
     name: str
@@ -289,10 +289,10 @@ def gradient_with_tokens(
 
 @jitable
 def _scratch(dy, blocks, span):
-    """Room for a block of dy, and for `span` blocks of x in panels: [DEPTH, P] and [span, blocks, DEPTH, P]."""
+    """Room for a block of dy, and for `span` blocks of x in panels: [DEPTH, P] and [span, blocks, DEPTH, P]; zeros."""
     P = VECTORS * lanes_of(pointer(dy, 0))
     right = aligned(span * blocks * DEPTH * P, dy).reshape(span, blocks, DEPTH, P)
-    return aligned(DEPTH * P, dy).reshape(DEPTH, P), right
+    return aligned(DEPTH * P, dy).reshape(DEPTH, P), right, np.zeros(P, dy.dtype)
 
 
 @jitable
@@ -373,7 +373,7 @@ def _blocks(dy, side):
 @jitable
 def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, share, scratch):
     """Add what some blocks of rows of dy give, k before the end."""
-    (first, last, one, two, sums), (left, right) = share, scratch
+    (first, last, one, two, sums), (left, right, zeros) = share, scratch
     P, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), factors.depth
     piece, step = (P, P) if piece == 0 else (piece, step)
     behind = _blocks(dy, one) * P  # where the panels of the second side begin
@@ -384,15 +384,14 @@ def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, share, scrat
         _gather_side(factors, two, len(dy) - k0, depth, block, behind)
     for run in range(first, last):
         column, count, row, row2 = runs[run]
-        if k == 0 and not add:
-            _clear_side(one, row, count, sums)
-            _clear_side(two, row2, count, sums)
         db, at = (one[5], row) if row >= 0 else (two[5], row2)
-        for k0 in range(k, stop, DEPTH):
-            depth, block = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH]
+        if sums and k == 0 and not add:
+            db[at : at + count] = 0.0
+        for k0 in range(k, max(stop, k + 1), DEPTH):
+            depth, block, fresh = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], k0 == 0 and not add
             factors.left(dy, k0, depth, column, count, piece, step, left, db, at, sums)
-            _add_side(factors, kernel, left, block, 0, P, depth, one, row, count)
-            _add_side(factors, kernel, left, block, behind, P, depth, two, row2, count)
+            _add_side(factors, kernel, left, block, 0, P, depth, zeros, fresh, one, row, count)
+            _add_side(factors, kernel, left, block, behind, P, depth, zeros, fresh, two, row2, count)
         if sums and row >= 0 and row2 >= 0:
             two[5][row2 : row2 + count] = db[row : row + count]
 
@@ -405,28 +404,20 @@ def _gather_side(factors, side, stop, depth, block, n):
 
 
 @jitable
-def _clear_side(side, row, count, sums):
-    _, _, _, _, dw, db, first, columns = side
-    if row >= 0:
-        for r in range(row, row + count):
-            clear(pointer(dw, r * dw.shape[1] + first), columns)
-        clear(pointer(db, row), count if sums else 0)
-
-
-@jitable
-def _add_side(factors, kernel, left, block, behind, P, depth, side, row, count):
-    """Add a block's product to the rows of a run."""
+def _add_side(factors, kernel, left, block, behind, P, depth, zeros, fresh, side, row, count):
+    """Add a block's product to the rows of a run, or to zeros."""
     _, _, _, _, dw, _, first, columns = side
     N = dw.shape[1]
     for n in range(0, columns if row >= 0 else 0, P):
         c = pointer(dw, row * N + first + n)
-        factors.add(kernel, left, block, behind + n, depth, c, N, count, min(P, columns - n))
+        start, ld = (pointer(zeros, 0), 0) if fresh else (c, N)
+        factors.add(kernel, left, block, behind + n, depth, start, ld, c, N, count, min(P, columns - n))
 
 
 @jitable
-def _add_block(kernel, left, block, n, depth, c, N, count, columns):
-    """A tile of dw plus the product of a block of dy with one panel of x."""
-    outer(kernel, pointer(left, 0), left.shape[1], pointer(block, n * DEPTH), depth, c, N, count, columns)
+def _add_block(kernel, left, block, n, depth, start, ld, c, N, count, columns):
+    """A tile of dw is start plus the product of a block of dy with one panel of x."""
+    outer(kernel, pointer(left, 0), left.shape[1], pointer(block, n * DEPTH), depth, start, ld, c, N, count, columns)
 
 
 @jitable

@@ -106,11 +106,11 @@ def multiply(s, shards, kernel, a, packed, start, out):
 
 @jitable
 def _room(dy, blocks, span):
-    """For a block of dy, and for `span` blocks of x in panels: [P, BLOCK] and [span, blocks, BLOCK / 2, P, 2]."""
+    """For a block of dy, and `span` blocks of x in panels: [P, BLOCK] and [span, blocks, BLOCK / 2, P, 2]; zeros."""
     P = VECTORS * lanes_of(pointer(dy, 0))
     kind = np.empty(0, np.uint16)
     right = aligned(span * blocks * BLOCK * P, kind).reshape(span, blocks, BLOCK // 2, P, 2)
-    return aligned(P * BLOCK, kind).reshape(P, BLOCK), right
+    return aligned(P * BLOCK, kind).reshape(P, BLOCK), right, np.zeros(P, dy.dtype)
 
 
 @jitable
@@ -145,10 +145,10 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
 
 
 @jitable
-def _add_block(kernel, left, block, n, depth, c, N, count, columns):
-    """A tile of dw plus the product of a block of dy with one panel of x."""
+def _add_block(kernel, left, block, n, depth, start, ld, c, N, count, columns):
+    """A tile of dw is start plus the product of a block of dy with one panel of x."""
     b = pointer(block, n * BLOCK)
-    product(kernel, pointer(left, 0), BLOCK, b, padded(depth), c, N, c, N, count, columns, b)
+    product(kernel, pointer(left, 0), BLOCK, b, padded(depth), start, ld, c, N, count, columns, b)
 
 
 HALF = Factors(f"half-{KIND}", BLOCK, _room, _gather, _gather_panels, _add_block)

@@ -1,7 +1,7 @@
 """Products in register tiles: the micro-kernels that everything fast is made of.
 
 `product`   C[rows, N] = start + A[rows, depth] @ B     B is a packed panel [depth, N]
-`outer`     C[rows, N] += A[depth, rows].T @ B          the same of A's columns, for weight gradients
+`outer`     C[rows, N] = start + A[depth, rows].T @ B   the same of A's columns, for weight gradients
 
 N is the panel's width, `panel_width(vectors, dtype)`: some vectors of the host. A tile of C, a few rows by a few
 vectors, stays in registers over the whole depth. Each element of C is one chain of fused multiply-adds in the order
@@ -83,16 +83,15 @@ def product(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, 
 
 
 @intrinsic
-def outer(typingctx, kernel, a, lda, b, depth, c, ldc, rows, columns):
-    """C[:rows, :columns] += A.T @ B for one packed panel B, A[depth, rows], with the kernel of `outer_kernel`."""
+def outer(typingctx, kernel, a, lda, b, depth, start, ld_start, c, ldc, rows, columns):
+    """C[:rows, :columns] = start + A.T @ B for a packed panel B, A[depth, rows], with the kernel of `outer_kernel`."""
 
     def codegen(context, builder, sig, args):
-        kernel, a, lda, b, depth, c, ldc, rows, columns = args
-        _call_kernel(builder, kernel, a, lda, b, depth, c, ldc, c, ldc, rows, columns, b)
+        _call_kernel(builder, *args, args[3])
         return context.get_dummy_value()
 
     n = types.intp
-    return types.void(types.uintp, a, n, b, n, c, n, n, n), codegen
+    return types.void(types.uintp, a, n, b, n, start, n, c, n, n, n), codegen
 
 
 def _call_kernel(builder, kernel, *args):
