@@ -236,6 +236,10 @@ class Tile:
                 emit_store(builder, value, p, count if part else None)
             return []
 
+        if self.transposed:
+            # C is large, its rows far from each other: ask for the next tile's in time.
+            for p, _ in self._cells(rows, c, self.ldc, builder.add(row, INT(rows))):
+                _prefetch(builder, p)
         tile = self._begin(rows, row, b, start, whole)
         entry = builder.block
         loop, done = (builder.function.append_basic_block(name) for name in ("depth", "tile"))
