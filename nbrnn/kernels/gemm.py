@@ -91,13 +91,12 @@ def pack_columns(s, shards, weight, order, out):
     """
     J, K, P = out.shape
     N, W = weight.shape[1], lanes_of(pointer(out, 0))
-    for j in range(J * s // shards, J * (s + 1) // shards):
-        for k in range(K):
-            row = order[k]
-            for c in range(0, P, W):
-                there = N - j * P - c if row >= 0 else 0
-                value = load(pointer(weight, max(row, 0) * N + j * P + c), there)
-                store(pointer(out, (j * K + k) * P + c), value, W)
+    # Whole rows, one after the other: a part of each would not come from far memory in time
+    for k in range(K * s // shards, K * (s + 1) // shards):
+        row = order[k]
+        for n in range(0, J * P, W):
+            value = load(pointer(weight, max(row, 0) * N + n), N - n if row >= 0 else 0)
+            store(pointer(out, (n // P * K + k) * P + n % P), value, W)
 
 
 @jitable
