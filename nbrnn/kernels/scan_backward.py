@@ -274,7 +274,7 @@ def _product_back(cell, p, weights, at, start, count, q, way, size, into, ld, ro
     columns, depth = _filled(size - q * PANEL, W), J * count
     b = floats(cell, weights, q * depth * PANEL)
     # The slots are a piece of every panel of the tape, or all of it, which lies in parts that the second cache holds.
-    step, piece = (g_j, count) if count < g_j else (PART, PART)
+    step, piece = (g_j, max(1, count)) if count < g_j else (PART, PART)
     for n in range((depth + piece - 1) // piece):
         k = n * piece
         a, here, after = shift(gates, start + n * step), min(piece, depth - k), k + piece
