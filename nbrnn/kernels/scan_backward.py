@@ -273,7 +273,8 @@ def _product_back(cell, p, weights, at, start, count, q, way, size, into, ld, ro
     J, PANEL = g_m // g_j, VECTORS * W
     columns, depth = _filled(size - q * PANEL, W), J * count
     b = floats(cell, weights, q * depth * PANEL)
-    # The slots are a piece of every panel of the tape, or all of it, which lies in parts that the second cache holds.
+    # The slots are a piece of every panel of the tape (of none in a cell without a recurrent product), or all of it:
+    # then they are taken in parts that the second cache holds.
     step, piece = (g_j, max(1, count)) if count < g_j else (PART, PART)
     for n in range((depth + piece - 1) // piece):
         k = n * piece

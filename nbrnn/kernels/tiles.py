@@ -135,7 +135,7 @@ def _kernel(kind: str, vectors: int, dtype: object) -> Any:
 
 
 def compile_kernel(kernel: Callable, factor: Any, number: Any, tag: str) -> Any:
-    """``kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead)`` of some types of numbers."""
+    """``kernel(a, lda, b, depth, start, ld_start, c, ldc, rows, columns, ahead)``; the types of factors and of sums."""
     f, p, n = types.CPointer(factor), types.CPointer(number), types.intp
     return native(kernel, types.void(f, n, f, n, p, n, p, n, n, n, f), tag)
 
@@ -226,7 +226,7 @@ class Tile:
         self.line = INT(LINE * vector.count // VECTOR_BYTES)
 
     def emit(self, rows, row, a, b, start, c, ahead):
-        """One tile of `rows` rows, the first of them `row`."""
+        """One tile of `rows` rows, the first of them `row`, which asks for the lines from `ahead` on."""
         builder, vector = self.builder, self.vector
         a = builder.gep(a, [row if self.transposed else builder.mul(row, self.lda)])
         whole = builder.icmp_signed(">=", self.columns, INT(self.vectors * vector.count))
