@@ -550,9 +550,24 @@ def test_the_output_of_vjp_is_read_only_and_its_pullback_works_once():
     y, _, pullback = layer.vjp(x, state)
     with pytest.raises(ValueError, match="read-only"):
         y[...] = 0
+    with pytest.raises(ValueError, match="dy: expected"):
+        pullback(dy[:-1])  # which does not use it up
     pullback(dy, dstate_n)
     with pytest.raises(RuntimeError, match="pullback: called twice"):
         pullback(dy, dstate_n)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "ctrnn"])
+def test_states_may_come_from_anywhere_in_every_call(cell):
+    """Calls that go on in the memory of earlier ones: with states, without, and with one array as several of them."""
+    options = {"num_layers": 2, "bidirectional": True}
+    problem = make_problem(cell, **options)
+    one, d = (unpack(states)[0] for states in (problem.state, problem.dstate_n))
+    count = len(CELLS[cell].states)
+    same, none = ({"state": pack([one] * count), "dstate_n": pack([d] * count)}, {"state": None, "dstate_n": None})
+    for change in ({}, same, none, {}, {"state": None}, same):
+        case = problem._replace(**change)
+        assert_same_bits(by_layer(case), by_layer(case._replace(layer=make_problem(cell, **options).layer)))
 
 
 @pytest.mark.parametrize(("make", "kept"), [

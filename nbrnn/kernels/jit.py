@@ -204,6 +204,8 @@ class Stages:
     *stages : Stage
     arrays : sequence of ndarray
         Those of their arrays that `put` replaces by others of the same shapes. They are not kept alive; all others are.
+    rooms : sequence of ndarray
+        New arrays in whose memory some of theirs are views, which `put` replaces as well.
 
     Attributes
     ----------
@@ -211,31 +213,35 @@ class Stages:
         How many stages, for each of them its kernel, shards and where its arguments begin, and the arguments.
     """
 
-    def __init__(self, *stages: Stage, arrays: Sequence[np.ndarray] = ()):
+    def __init__(self, *stages: Stage, arrays: Sequence[np.ndarray] = (), rooms: Sequence[np.ndarray] = ()):
         numbers, at = [len(stages)], 1 + 3 * len(stages)
-        places, self._kept = {id(array): [] for array in arrays}, []
+        known, begins = {id(array): n for n, array in enumerate(arrays)}, [locate(array) for array in rooms]
+        self._kept, self._places = [], [[] for _ in (*arrays, *rooms)]  # and how far behind an array's beginning
         for one in stages:
             numbers += one.kernel, one.shards, at
             for place, array in one.arrays:
-                found = places.get(id(array))
-                if found is None:
+                n, behind, address = known.get(id(array)), 0, one.numbers[place]
+                for room, begin in enumerate(begins):
+                    if begin <= address < begin + rooms[room].nbytes:
+                        n, behind = len(arrays) + room, address - begin
+                if n is None:
                     self._kept.append(array)
                 else:
-                    found.append(at + place)
+                    self._places[n].append((at + place, behind))
             at += len(one.numbers)
         for one in stages:
             numbers += one.numbers
         self.shards = max((one.shards for one in stages), default=1)
         self.table = np.array(numbers, np.int64)
-        self._numbers, self._places = memoryview(self.table), [places[id(array)] for array in arrays]
+        self._numbers = memoryview(self.table)
 
     def put(self, arrays: Sequence[np.ndarray]) -> None:
-        """Exchange the arrays, in their order."""
+        """Exchange the arrays and then the rooms, in their order."""
         numbers = self._numbers
         for array, places in zip(arrays, self._places):
             address = locate(array)
-            for place in places:
-                numbers[place] = address
+            for place, behind in places:
+                numbers[place] = address + behind
 
     def run(self) -> None:
         """Run them, each on at most as many threads as it asks for."""
@@ -250,17 +256,22 @@ class Prepared(NamedTuple):
 
     def serves(self, key: tuple) -> bool:
         """Whether they may be used again."""
-        return all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self.key, key))
+        return not [1 for a, b in zip(self.key, key) if a is not b and not (type(a) is int and a == b)]
 
 
 def prepare(
-    known: Prepared | None, key: tuple, arrays: Sequence[np.ndarray], make: Callable[..., list[Stage]], *args: Any
+    known: Prepared | None,
+    key: tuple,
+    arrays: Sequence[np.ndarray],
+    rooms: Sequence[np.ndarray],
+    make: Callable[..., list[Stage]],
+    *args: Any,
 ) -> Prepared:
     """Those of an earlier call with this call's arrays, each another object, or new ones: ``make(*args)``."""
     if known is not None and known.serves(key):
-        known.stages.put(arrays)
+        known.stages.put((*arrays, *rooms))
         return known
-    return Prepared(key, Stages(*make(*args), arrays=arrays))
+    return Prepared(key, Stages(*make(*args), arrays=arrays, rooms=rooms))
 
 
 def run(function: Any, shards: int, *args: Any) -> None:

@@ -48,6 +48,7 @@ class Given(NamedTuple):
     values: np.ndarray  # [., N, H], or [., B, H] where it is the same for all steps
     by_step: bool
     mask: np.ndarray | None = None  # [1, B, H], of what is fed back
+    steady: bool = False  # whether other calls take the same object
 
 
 class Carry(NamedTuple):
@@ -138,14 +139,17 @@ class Direction:
     shape : Shape
     inputs : int
         Size I.
+    row : int
+        Its row of the states of all layers and directions.
     end : str
         The end of its parameters' names, such as ``_l0_reverse``.
     reverse : int
         1 if it reads the sequence from its end and writes the second half of y, else 0.
     """
 
-    def __init__(self, shape: Shape, inputs: int, end: str, reverse: int):
-        self.shape, self.cell, self.inputs, self.reverse, self.end = shape, shape.cell, inputs, reverse, end
+    def __init__(self, shape: Shape, inputs: int, row: int, end: str, reverse: int):
+        self.shape, self.cell, self.inputs = shape, shape.cell, inputs
+        self.row, self.end, self.reverse = row, end, reverse
         self.hidden, self.output, self.dtype = shape.hidden, shape.output, shape.dtype
         self.program = shape.program()
         self.layout, self.products = self.program.equations.layout, self.program.equations.products
@@ -210,39 +214,46 @@ class Direction:
         steps: Steps,
         x: np.ndarray,
         y: np.ndarray,
-        states: Sequence[np.ndarray],
+        states: Sequence[np.ndarray] | None,
         last: Sequence[np.ndarray],
         given: Given,
         keep: bool,
         panels: Panels | None = None,
     ) -> Tape:
-        """Fill its columns of y and the last states; what backward needs.
+        """Fill its columns of y and its row of the last states; what backward needs.
 
-        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states, last: [B, .], those of the cell, or all that the scan has;
-        panels: the weights, if they are packed. The tape has to be given back (`release`) after the last use of it.
+        x: [N, I] or tokens [N]; y: [N + 2 B, D P]; states: [B, .], those of the cell, or all that the scan has, None
+        for zeros; last: newly made, [L D, B, .], as many; panels: the weights, if they are packed. The tape has to be
+        given back (`release`) after the last use of it.
         """
         pack = keep and panels is None
         tape = self.take(steps, keep, panels or (None if keep else self.packed(params)))
         tape.x, tape.y, tape.given = x, y, given
-        key = params.flat if pack else None, len(states), len(last), x.ndim, given.by_step
-        arrays = [*self._beside(tape), *states, *last]
-        tape.ahead = prepare(tape.ahead, key, arrays, self._stages, tape, states, last, params if pack else None)
+        count, beside = -1 if states is None else len(states), given if given.steady else given.by_step
+        key = params.flat if pack else None, count, len(last), x.ndim, beside
+        args = tape, states, last, params if pack else None
+        tape.ahead = prepare(tape.ahead, key, self._beside(tape, states or ()), last, self._stages, *args)
         if tape.how.by_units:
             tape.counters[:] = 0
         tape.ahead.stages.run()
         return tape
 
-    def _beside(self, tape: Tape) -> list[np.ndarray]:
+    def _beside(self, tape: Tape, others: Sequence[np.ndarray]) -> list[np.ndarray]:
         """What each call brings."""
         given = tape.given
-        return [tape.x, tape.y, given.values] if given.mask is None else [tape.x, tape.y, given.values, given.mask]
+        if given.steady:
+            return [tape.x, tape.y, *others]
+        return [tape.x, tape.y, *others, given.values, *(() if given.mask is None else (given.mask,))]
 
     def _stages(
-        self, tape: Tape, states: Sequence[np.ndarray], last: Sequence[np.ndarray], params: Parameters | None
+        self, tape: Tape, states: Sequence[np.ndarray] | None, last: Sequence[np.ndarray], params: Parameters | None
     ) -> list[Stage]:
         """All of the way forward; params: what is to be packed."""
-        pack = [] if params is None else self._pack(params, tape.panels)
+        pack, last = [] if params is None else self._pack(params, tape.panels), [array[self.row] for array in last]
         scan = self.scan(tape) if tape.steps.N else []
+        if states is None:
+            own = last[len(last) - self.layout.states + self.program.hidden :]
+            states = [zeros(array.shape, self.dtype) for array in own]
         ends = self._places(tape, 1)[self.layout.states - len(last) :]
         return [*pack, *self.begin(tape, states), *scan, *copies(ends, whole(last), last)]
 
@@ -264,7 +275,7 @@ class Direction:
 
     def scan(self, tape: Tape) -> list[Stage]:
         """The stages of the forward scan."""
-        steps, x, y, (given, by_step, _), how = tape.steps, tape.x, tape.y, tape.given, tape.how
+        steps, x, y, (given, by_step, *_), how = tape.steps, tape.x, tape.y, tape.given, tape.how
         tokens, stages, middle = x.ndim == 1, [], tape.middle
         if self.products.narrow:
             middle = self._scratch(how, steps, self.output)
@@ -282,11 +293,6 @@ class Direction:
         """Where a scan rounds the rows of one step, once or for each shard."""
         planes = how.shards if how.by_units else 1
         return zeros((planes, steps.B + BEHIND, self.products.row(depth)), self.products.number.dtype)
-
-    def new_states(self, B: int) -> list[np.ndarray]:
-        """Room for all states of the scan, to go on from."""
-        sizes = self.output, *[self.hidden] * (self.layout.states - 1)
-        return [np.empty((B, size), self.dtype) for size in sizes]
 
     def take(self, steps: Steps, keep: bool, panels: Panels | None) -> Tape:
         """A tape: that of an earlier call with these steps, or one in its memory."""
@@ -423,16 +429,17 @@ class Direction:
     ) -> np.ndarray | None:
         """The gradients of the parameters into `grads`; dx [N, I], None for tokens. Uses up the tape.
 
-        dy: [N, D P]; dlast: the gradients of the cell's last states [B, .], empty for zeros; dfirst: where those of its
-        first states go. None: there is a piece behind this one, to whose gradients its own are added, or one in front
-        of it, which has yet to come.
+        dy: [N, D P]; dlast: the gradients of the cell's last states [B, .], empty for zeros; dfirst: newly made, where
+        those of its first states go, [L D, B, .]. None: there is a piece behind this one, to whose gradients its own
+        are added, or one in front of it, which has yet to come.
         """
         carry = self._carry(tape.panels, tape.steps.B, tokens)
         dx = empty((0 if tokens else tape.steps.N, self.inputs), self.dtype)
-        key = params.flat, grads.flat, carry, tape.given.by_step, -1 if dlast is None else len(dlast), dfirst is None
-        arrays = [*self._beside(tape), dy, dx, *(dlast or ()), *(dfirst or ())]
+        given = tape.given if tape.given.steady else tape.given.by_step
+        key = params.flat, grads.flat, carry, given, -1 if dlast is None else len(dlast), dfirst is None
         args = params, grads, tape, dy, dx, carry, dlast, dfirst
-        tape.back = prepare(tape.back, key, arrays, self._stages_back, *args)
+        arrays = self._beside(tape, (dy, dx, *(dlast or ())))
+        tape.back = prepare(tape.back, key, arrays, dfirst or (), self._stages_back, *args)
         tape.counters[:] = 0
         tape.back.stages.run()
         return None if tokens else dx
@@ -462,7 +469,7 @@ class Direction:
 
     def _scan_back(self, tape: Tape, dy: np.ndarray, dz: np.ndarray, carry: Carry) -> Stage:
         """From the tape to the gradients of the pre-activations."""
-        steps, (given, by_step, _), (w_hh, w_mid, _), H = tape.steps, tape.given, carry.back, self.hidden
+        steps, (given, by_step, *_), (w_hh, w_mid, _), H = tape.steps, tape.given, carry.back, self.hidden
         _, how = self.schedules(steps)
         narrow = self.products.narrow
         middle = self._scratch(how, steps, len(self.packing.recurrent_order)) if narrow else tape.middle
@@ -528,6 +535,7 @@ class Direction:
         A gradient passes through those states of the scan that were computed from the cell's.
         """
         hidden, first, own, found = self.program.hidden, tape.first, tape.panels.own, whole([carry.dh, *carry.dinner])
+        dfirst = [array[self.row] for array in dfirst]
         stages = copies(found[hidden:], whole(dfirst), dfirst)
         if hidden:
             d, mask = np.empty_like(first), first[:1] if tape.given.mask is None else tape.given.mask

@@ -109,7 +109,7 @@ class Linear(Pointwise):
             x = self._check(x)
             rows, y = x.reshape(-1, self.input_size), empty((*x.shape[:-1], self.output_size), self.dtype)
             key, out = (len(rows), get_num_threads()), y.reshape(-1, self.output_size)
-            known = prepare(known, key, [rows, out], lambda: self._product(rows, room.packed, room.start, out))
+            known = prepare(known, key, [rows, out], (), lambda: self._product(rows, room.packed, room.start, out))
             known.stages.run()
             return y
 
@@ -147,7 +147,7 @@ class Linear(Pointwise):
             packing = stage(self._gemm.pack_rows, self._shards(16), weight, self._order, room.packed)
             return [packing] * pack + self._product(x, room.packed, room.start, y)
 
-        room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads(), pack), [x, y], stages)
+        room.ahead = prepare(room.ahead, (len(x), self.params.flat, get_num_threads(), pack), [x, y], (), stages)
         room.ahead.stages.run()
         room.frozen = self.params.frozen
         return y
@@ -156,7 +156,7 @@ class Linear(Pointwise):
         """dW = dy^T x and db = sum of dy into `grads`; dx = dy W."""
         room, dx = self._take(), empty((len(x), self.input_size), self.dtype)
         key = len(x), self.params.flat, grads.flat, get_num_threads()
-        room.back = prepare(room.back, key, [x, dy, dx], lambda: self._stages_back(room, x, dy, dx, grads))
+        room.back = prepare(room.back, key, [x, dy, dx], (), lambda: self._stages_back(room, x, dy, dx, grads))
         room.back.stages.run()
         self._spare.append(room)
         return dx

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
-from typing import Any, NamedTuple
+from functools import cached_property, lru_cache, partial
+from typing import Any
 
 import numpy as np
 
@@ -38,11 +38,11 @@ from nbrnn.layers.module import (
     check_size,
     check_tokens,
     read_only,
-    zeros,
 )
 from nbrnn.layers.sequences import Sequences, Steps, even_sequences, even_steps
 from nbrnn.layers.streaming import RecurrentSession
 
+MOST = 64  # numbers of rows for which constants are kept
 # Steps of a piece that is recomputed, unless a number is asked for: shorter ones cost more than they save.
 SHORTEST = 64
 
@@ -182,7 +182,7 @@ class Recurrent(Module):
         self.products = self._check_products(products)
         self.given = {name: check_number(name, value) for name, value in (given or {}).items()}
         self._defaults = {name: np.array([value]) for name, value in self.given.items()}
-        self._constant: tuple[tuple, Given] | None = None
+        self._steady: dict[tuple, Given] = {}  # by names and rows
         self._check_options()
         self.rng = generator(seed)
         self._lock = threading.Lock()
@@ -192,16 +192,16 @@ class Recurrent(Module):
         self.params = Parameters.zeros(self._shapes(), self.dtype)
         self._initialise()
 
-    @property
+    @cached_property
     def directions(self) -> int:
         return 2 if self.bidirectional else 1
 
-    @property
+    @cached_property
     def out_size(self) -> int:
         """Size of one direction's output."""
         return self.proj_size or self.hidden_size
 
-    @property
+    @cached_property
     def output_size(self) -> int:
         return self.directions * self.out_size
 
@@ -249,7 +249,7 @@ class Recurrent(Module):
         options = Options(self.activations, self.clip, zoneout, recurrent_dropout, projection, self.products)
         shape = Shape(self.cell, self.hidden_size, self.out_size, self.dtype, self.bias, options)
         return [
-            Direction(shape, self._inputs(row // self.directions), end, reverse)
+            Direction(shape, self._inputs(row // self.directions), row, end, reverse)
             for row, (end, reverse) in enumerate(self._ends())
         ]
 
@@ -313,19 +313,21 @@ class Recurrent(Module):
 
     # -------------------------------------------------------------- the edge
 
-    def _check(self, x: Any, state: State, lengths: Any, given: Mapping[str, Any]) -> _Call:
-        """Everything that a call is given, in the form that it has inside."""
+    def _check(
+        self, x: Any, state: State, lengths: Any, given: Mapping[str, Any]
+    ) -> tuple[Sequences, np.ndarray, list[Arrays] | None, dict[str, np.ndarray]]:
+        """Everything that a call is given, in the form that it has inside: its form, x [N, .], the states of each row
+        of them, None for zeros, and what the cell takes beside x."""
         ragged = isinstance(x, Ragged)
         values = x.values if ragged else np.asarray(x)
         tokens = values.dtype.kind in "iu"
         single = values.ndim == (1 if tokens else 2)
         names = "N" if ragged else "T" if single else "B, T" if self.batch_first else "T, B"
-        free = (None,) * (1 if single or ragged else 2)
+        shape, words = _expected(names, None if tokens else self.input_size)
         if tokens:
-            check_tokens("x", values, free, f"({names},)" if len(free) == 1 else f"({names})")
+            check_tokens("x", values, shape, words)
         else:
-            shape = (*free, self.input_size)
-            values = check_floats("x", values, self.dtype, shape, f"({names}, {self.input_size})")
+            values = check_floats("x", values, self.dtype, shape, words)
         if lengths is None and not ragged:
             form = even_sequences(values.shape, self.batch_first, tokens)
         else:
@@ -333,11 +335,11 @@ class Recurrent(Module):
         values = form.into(values)
         if tokens:
             values = check_tokens("x", values, (None,), "(N,)", self.input_size)
-        if state is None and self.learn_state:
-            states = self._learnt_states(form.steps.B)
+        if state is not None:
+            states = _by_row(self._check_states("state", state, form))
         else:
-            states = self._check_states("state", state, form)
-        return _Call(form, values, states, self._check_given(given, form))
+            states = _by_row(self._learnt_states(form.steps.B)) if self.learn_state else None
+        return form, values, states, self._check_given(given, form)
 
     def _learnt_states(self, B: int) -> list[np.ndarray]:
         arrays = []
@@ -347,10 +349,8 @@ class Recurrent(Module):
         return arrays
 
     def _check_states(self, name: str, state: State, form: Sequences) -> list[np.ndarray]:
-        """All states as arrays (L D, B, .) in the order of the rows inside, zeros for None."""
+        """All states as arrays (L D, B, .) in the order of the rows inside."""
         rows, B, states, sizes = self.num_layers * self.directions, form.steps.B, self.cell.states, self._sizes
-        if state is None:
-            return [zeros((rows, B, size), self.dtype) for size in sizes]
         if len(states) == 1:
             state = (state,)
         elif not isinstance(state, (tuple, list)) or len(state) != len(states):
@@ -398,7 +398,8 @@ class Recurrent(Module):
 
     def _outer_state(self, states: list[np.ndarray], form: Sequences) -> State:
         """States as the caller knows them."""
-        states = [form.unsort(array) for array in states]
+        if form.order is not None or form.single:
+            states = [form.unsort(array) for array in states]
         return states[0] if len(states) == 1 else tuple(states)
 
     # -------------------------------------------------------------- the three calls
@@ -410,7 +411,7 @@ class Recurrent(Module):
         form, x, first, beside = self._check(x, state, lengths, given)
         last = self._empty_states(form.steps.B)
         run = _Run(form.steps, beside, self.rng, train=False, keep=False)
-        y, tapes, _ = self._forward(x, _by_row(first), _by_row(last), run)
+        y, tapes, _ = self._forward(x, first, last, run)
         self._release(tapes, self._plain_parts)
         return form.outputs(y), self._outer_state(last, form)
 
@@ -429,33 +430,38 @@ class Recurrent(Module):
             y, pieces = self._forward_pieces(x, first, last, run)
             y = form.out(y)
         else:
-            y, *kept = self._forward(x, _by_row(first), _by_row(last), run)
+            y, *kept = self._forward(x, first, last, run)
             pieces = [lambda: kept]
             y = form.outputs(y)
-        call = _once(lambda *args, **options: self._pullback(form, pieces, learnt, *args, **options))
         y = read_only(y) if form.ragged is None else y.with_values(read_only(y.values))
-        return y, self._outer_state(last, form), call
+        return y, self._outer_state(last, form), partial(self._pullback, form, [pieces], learnt)
 
     def _pullback(
         self,
         form: Sequences,
-        pieces: list[Callable],
+        waiting: list[list[Callable]],
         learnt: bool,
         dy: np.ndarray | Ragged,
         dstate_n: State = None,
         *,
         out: Parameters | None = None,
     ) -> tuple[np.ndarray | Ragged | None, State, Parameters]:
-        """See `nbrnn.layers.module.Pullback`. pieces: for each piece of time what gives its tapes and masks."""
+        """See `nbrnn.layers.module.Pullback`. waiting: for each piece of time what gives its tapes and masks, taken out
+        of the list, so that nobody else uses them."""
         dy = self._check_dy(dy, form)
         rows = [()] * len(self._parts)
         dlast = rows if dstate_n is None else _by_row(self._check_states("dstate_n", dstate_n, form))
+        try:
+            pieces = waiting.pop()
+        except IndexError:
+            words = "called twice; its tape is used up by the first call, call vjp again"
+            raise RuntimeError(f"pullback: {words}") from None
         grads = Parameters.zeros(self.params.shapes, self.dtype) if out is None else out
         dfirst, dx, stop = self._empty_states(form.steps.B), None, form.steps.N
         for n in range(len(pieces) - 1, -1, -1):
             tapes, masks = pieces[n]()
             start = stop - tapes[0].steps.N
-            ends = dlast if n == len(pieces) - 1 else None, None if n else _by_row(dfirst)
+            ends = dlast if n == len(pieces) - 1 else None, None if n else dfirst
             share = self._backward(tapes, masks, dy[start:stop], *ends, grads, form.tokens)
             if len(pieces) == 1:
                 dx = share
@@ -474,8 +480,10 @@ class Recurrent(Module):
         dx = None if dx is None else form.out(dx)
         return dx, self._outer_state(dfirst, form), grads
 
-    def _empty_states(self, B: int) -> list[np.ndarray]:
-        return [np.empty((len(self._parts), B, size), self.dtype) for size in self._sizes]
+    def _empty_states(self, B: int, hidden: int = 0) -> list[np.ndarray]:
+        """Room for all states (L D, B, .); hidden: how many that a scan has in front of the cell's."""
+        sizes = self._sizes if not hidden else [self.out_size] + [self.hidden_size] * (hidden - 1 + len(self._sizes))
+        return [np.empty((len(self._parts), B, size), self.dtype) for size in sizes]
 
     def _check_dy(self, dy: Any, form: Sequences) -> np.ndarray:
         if form.ragged is not None:
@@ -526,9 +534,10 @@ class Recurrent(Module):
         return run.given
 
     def _forward(
-        self, x: np.ndarray, states: list[Arrays], last: list[Arrays], run: _Run
+        self, x: np.ndarray, states: list[Arrays] | None, last: list[np.ndarray], run: _Run
     ) -> tuple[np.ndarray, list[Tape], list[np.ndarray | None]]:
-        """The slots of the last layer's output, and what backward needs; from the first `states`, into the `last`."""
+        """The slots of the last layer's output, and what backward needs; from the first `states`, row by row or None
+        for zeros, into the `last`, newly made."""
         tapes, masks, steps = [], [], run.steps
         self._given_of(run)
         for layer in range(self.num_layers):
@@ -542,21 +551,27 @@ class Recurrent(Module):
         return y, tapes, masks
 
     def _forward_layer(
-        self, layer: int, x: np.ndarray, states: list[Arrays], last: list[Arrays], run: _Run, tapes: list[Tape]
+        self,
+        layer: int,
+        x: np.ndarray,
+        states: list[Arrays] | None,
+        last: list[np.ndarray],
+        run: _Run,
+        tapes: list[Tape],
     ) -> np.ndarray:
         """The slots of one layer's output."""
         y = empty((run.steps.N + 2 * run.steps.B, self.output_size), self.dtype)
         parts, rows = self._parts_of(run), self._rows(layer)
         for row in rows:
-            how = run.given[row], run.keep, None if run.panels is None else run.panels[row]
-            tapes.append(parts[row].forward(self.params, run.steps, x, y, states[row], last[row], *how))
+            how = run.given[row], run.keep, run.panels and run.panels[row]
+            tapes.append(parts[row].forward(self.params, run.steps, x, y, states and states[row], last, *how))
         if self.recurrent_dropout and run.train:
             # y is what was fed back; the output is the first state behind it
             return np.concatenate([tapes[row].inner[0] for row in rows], axis=1)
         return y
 
     def _forward_pieces(
-        self, x: np.ndarray, first: list[np.ndarray], last: list[np.ndarray], run: _Run
+        self, x: np.ndarray, first: list[Arrays] | None, last: list[np.ndarray], run: _Run
     ) -> tuple[np.ndarray, list[Callable]]:
         """Outputs [N, .], and for each piece of time a function that runs it again and keeps what backward needs."""
         steps, pieces, seed = run.steps, [], None
@@ -565,22 +580,23 @@ class Recurrent(Module):
             with self._lock:
                 seed = int(run.rng.integers(2**63))
         length = max(SHORTEST, math.isqrt(steps.T)) if self.recompute is True else self.recompute
-        out, states = np.empty((steps.N, self.output_size), self.dtype), _by_row(first)
+        out, begin, hidden = np.empty((steps.N, self.output_size), self.dtype), first, self._parts[0].program.hidden
         for n, t0 in enumerate(range(0, max(1, steps.T), length)):
             t1 = min(t0 + length, steps.T)
             here, piece = slice(int(steps.starts[t0]), int(steps.starts[t1])), run.piece(n, t0, t1, seed)
             piece.keep = self.recurrent_dropout > 0  # whose output is not what is fed back, but kept behind it
-            begin, states = states, [part.new_states(steps.B) for part in self._parts]
-            y, tapes, _ = self._forward(x[here], begin, states if t1 < steps.T else _by_row(last), piece)
+            end = self._empty_states(steps.B, hidden) if t1 < steps.T else last
+            y, tapes, _ = self._forward(x[here], begin, end, piece)
             out[here] = piece.steps.outputs(y)
             self._release(tapes, self._parts)
 
-            def again(n=n, t0=t0, t1=t1, here=here, begin=begin, end=states):
+            def again(n=n, t0=t0, t1=t1, here=here, begin=begin, end=end):
                 piece = run.piece(n, t0, t1, seed)
                 piece.keep = True
                 return self._forward(x[here], begin, end, piece)[1:]
 
             pieces.append(again)
+            begin = _by_row(end)
         return out, pieces
 
     def _backward(
@@ -589,7 +605,7 @@ class Recurrent(Module):
         masks: list,
         dy: np.ndarray,
         dlast: list[Arrays] | None,
-        dfirst: list[Arrays] | None,
+        dfirst: list[np.ndarray] | None,
         grads: Parameters,
         tokens: bool,
     ) -> np.ndarray | None:
@@ -597,7 +613,7 @@ class Recurrent(Module):
         for layer in range(self.num_layers - 1, -1, -1):
             dx = None
             for row in self._rows(layer):
-                ends = dlast and dlast[row], dfirst and dfirst[row]
+                ends = dlast and dlast[row], dfirst
                 share = self._parts[row].backward(self.params, grads, tapes[row], dy, *ends, tokens and not layer)
                 dx = share if dx is None else dx + share
             if dx is not None and masks[layer] is not None:
@@ -632,14 +648,15 @@ class Recurrent(Module):
     def _draw_given(self, row: int, part: Direction, run: _Run) -> Given:
         """The numbers that a cell's equations take beside x, those of an earlier call if they never change."""
         names, B = part.program.given, run.steps.B
-        if not names:
-            return Given(zeros((0, B, self.hidden_size), self.dtype), False)
-        if run.beside is not self._defaults or (run.train and (any(self.zoneout) or self.recurrent_dropout)):
+        drawn = run.train and names and (any(self.zoneout) or self.recurrent_dropout)
+        if drawn or run.beside is not self._defaults:
             return self._new_given(names, row, run)
-        known = self._constant
-        if known is None or known[0] != (names, B):
-            known = self._constant = (names, B), self._new_given(names, row, run)
-        return known[1]
+        found = self._steady.get((names, B))
+        if found is None:
+            if len(self._steady) >= MOST:
+                self._steady.clear()
+            found = self._steady[names, B] = self._new_given(names, row, run)._replace(steady=True)
+        return found
 
     def _new_given(self, names: Sequence[str], row: int, run: _Run) -> Given:
         """The same, written and drawn."""
@@ -666,15 +683,6 @@ class Recurrent(Module):
         return Given(given, by_step, None if mask is None else mask[None])
 
 
-class _Call(NamedTuple):
-    """What a call is given, in the form that it has inside."""
-
-    form: Sequences
-    x: np.ndarray
-    states: list[np.ndarray]
-    beside: dict[str, np.ndarray]
-
-
 class _Run:
     """One way through some time steps of all layers, and what it draws.
 
@@ -691,26 +699,24 @@ class _Run:
     def piece(self, n: int, t0: int, t1: int, seed: int | None) -> _Run:
         """The n-th piece of it, from time step t0 to t1, which draws the same whenever it is made; None: nothing."""
         lo, hi = self.steps.starts[t0], self.steps.starts[t1]
-        beside = {name: array if len(array) == 1 else array[lo:hi] for name, array in self.beside.items()}
+        beside = self.beside
+        if any(len(array) != 1 for array in beside.values()):
+            beside = {name: array if len(array) == 1 else array[lo:hi] for name, array in beside.items()}
         rng = self.rng if seed is None else np.random.default_rng([seed, n])
         piece = _Run(self.steps.piece(t0, t1), beside, rng, self.train, self.keep)
         piece.steady, piece.same, piece.panels = self.steady, self.same, self.panels
         return piece
 
 
+@lru_cache(maxsize=256)
+def _expected(names: str, size: int | None) -> tuple[tuple[int | None, ...], str]:
+    """The shape of an x whose first dimensions have these names, and its name; size: of the last one, if there is."""
+    shape = (None,) * len(names.split(", "))
+    if size is not None:
+        return (*shape, size), f"({names}, {size})"
+    return shape, f"({names},)" if len(shape) == 1 else f"({names})"
+
+
 def _by_row(states: list[np.ndarray]) -> list[Arrays]:
     """States [L D, B, .] for every layer and direction."""
     return list(zip(*states))
-
-
-def _once(function: Callable) -> Pullback:
-    """A function that may be called once: the tape is used up by the first call."""
-    calls = iter([function])
-
-    def pullback(*args, **options):
-        call = next(calls, None)
-        if call is None:
-            raise RuntimeError("pullback: called twice; its tape is used up by the first call, call vjp again")
-        return call(*args, **options)
-
-    return pullback

@@ -175,7 +175,7 @@ class Sequences:
         rest = array.shape[len(self.outer) :]
         if self.places is None:
             array = array.swapaxes(0, 1) if self.batch_first else array
-            return np.ascontiguousarray(array).reshape(self.steps.N, *rest)
+            return array.reshape(self.steps.N, *rest)
         return take(array.reshape(-1, *rest), self.places)
 
     def out(self, values: np.ndarray) -> np.ndarray | Ragged:

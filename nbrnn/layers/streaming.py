@@ -202,6 +202,8 @@ class RecurrentSession(Session):
         layer, form = self.module, self.module._form(self.batch_size)
         if state is None and layer.learn_state:
             return layer._learnt_states(self.batch_size)
+        if state is None:
+            return [np.zeros_like(array) for array in layer._empty_states(self.batch_size)]
         return [array.copy() for array in layer._check_states("state", state, form)]
 
     def _build(self) -> None:
