@@ -21,8 +21,9 @@ STEP_WORK = 60_000
 ROWS = 4
 # Bytes of recurrent weights that a core keeps in its own cache, and rows that are worth fetching them from farther.
 CACHE, CACHE_ROWS = 1_500_000, 24
-# Rows of several time steps that the input product takes at once where a step has few.
-BLOCK_ROWS = 128
+# Rows of several time steps that the input product takes at once where a step has few, and how many are few for a
+# thread that has a part of the rows, and weights that fill its cache.
+BLOCK_ROWS, FEW_ROWS = 128, 8
 # Time steps whose input product is done at once where all weights are far larger than a core's cache: its weights need
 # not be fetched for each step.
 BLOCK = 4
@@ -83,7 +84,8 @@ def choose(
         return Schedule("serial", 1, serial, f"{work:,} operations are not worth a parallel region")
     heavy = weights > CACHE and B < CACHE_ROWS * threads
     if B >= ROWS * threads and not (heavy and panels >= threads):
-        block = min(T, BLOCK) if weights + inputs > 2 * CACHE else 1
+        if B > FEW_ROWS * threads or weights + inputs <= CACHE:
+            block = min(T, BLOCK) if weights + inputs > 2 * CACHE else 1
         return Schedule("batch", threads, block, f"{B} rows are at least {ROWS} for each thread")
     if panels >= threads and B * step_work >= STEP_WORK:
         words = f"{weights:,} bytes of weights for {B} rows" if heavy else f"{B} rows are few"
