@@ -439,6 +439,19 @@ def test_explain_names_the_schedule_and_the_bits_are_those_of_one_thread(T, B, k
     assert_same_bits(on_two, by_layer(problem))
 
 
+@pytest.mark.parametrize(("B", "I", "at_once"), [(16, 200, True), (16, 8, False), (17, 200, False)])
+def test_with_few_rows_and_large_weights_the_input_product_of_several_steps_is_one(B, I, at_once):
+    needs_threads(2)
+    problem = make_problem("lstm", T=9, B=B, I=I, H=200)
+    plan = problem.layer.explain(9, B)
+    assert "forward: batch" in plan
+    assert ("input product of 8 steps at once" in plan) == at_once
+    on_two = by_layer(problem)
+    nbrnn.set_num_threads(1)
+    assert "steps at once" not in problem.layer.explain(9, B)
+    assert_same_bits(on_two, by_layer(problem))
+
+
 # ------------------------------------------------------------------ NaN
 
 
