@@ -72,6 +72,14 @@ def test_time_steps_of_a_ctrnn_may_differ_by_step_and_row():
     assert_same_bits({"y": by_steps(session, x)}, {"y": layer(x)[0]})
 
 
+def test_what_a_step_is_given_does_not_reach_the_layer():
+    layer, x, *_ = make_problem("ctrnn", T=2, B=4)
+    want = layer(x)[0]
+    layer.stream(4).step(x[0], dt=0.05)
+    assert_same_bits({"y": layer(x)[0]}, {"y": want})
+    assert_same_bits({"y": by_steps(layer.stream(4), x)}, {"y": want})
+
+
 # ------------------------------------------------------------------ rows and states
 
 

@@ -655,7 +655,8 @@ class Recurrent(Module):
         if found is None:
             if len(self._steady) >= MOST:
                 self._steady.clear()
-            found = self._steady[names, B] = self._new_given(names, row, run)._replace(steady=True)
+            given = self._new_given(names, row, run)
+            found = self._steady[names, B] = given._replace(values=read_only(given.values), steady=True)
         return found
 
     def _new_given(self, names: Sequence[str], row: int, run: _Run) -> Given:

@@ -321,6 +321,7 @@ class _Layer:
         given: Given,
         B: int,
     ):
+        given = given._replace(values=given.values.copy(), steady=False)  # a step may be given other numbers
         self.part, self.given, self.B = part, given.values, B
         there = even_steps(1, B)
         self.tape = part.new_tape(there, False, part.packed(params))
