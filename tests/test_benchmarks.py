@@ -84,15 +84,15 @@ def test_the_readme_gets_the_ratios_and_keeps_its_words(script, tmp_path):
     readme = script("readme")
     times = {"nbrnn": (1.0, 2.0)}, {"torch": (8.0, 6.0), "openvino": (4.0, 12.0)}, {"torch": (1.0, 6.0)}
     cases = [{"ms": times[0] | other} for other in times[1:]]  # ratios 4 (3) and 1 (3)
-    for case in cases:
-        case |= {"work": "train", "cell": "GRU", "shape": (1, 2, 3, 4), "dtype": "float32", "threads": 2}
+    for H, case in enumerate(cases):
+        case |= {"work": "train", "cell": "GRU", "shape": (1, 2, 3, H), "dtype": "float32", "threads": 2}
     known = {"machine": "A processor, 2 cores", "engines": {"torch": "2.13.0+cpu", "openvino": "2026.4.1"}}
     (tmp_path / "peers.json").write_text(json.dumps(known | {"cases": cases}))
     (tmp_path / "peers.png").write_bytes(b"chart")
     path = tmp_path / "README.md"
     path.write_text("before\n<!-- peers -->\nold\n<!-- /peers -->\nafter\n")
     for _ in range(2):
-        readme.rewrite(tmp_path, path)
+        readme.rewrite([tmp_path], path)
         text = path.read_text()
         assert text.startswith(
             "before\n<!-- peers -->\nAgainst PyTorch 2.13 and OpenVINO 2026.4 on the same machine (A pro"
@@ -103,8 +103,22 @@ def test_the_readme_gets_the_ratios_and_keeps_its_words(script, tmp_path):
     assert (tmp_path / "docs" / "img" / "peers.png").read_bytes() == b"chart"
     path.write_text("before\n<!-- peers -->\nold\n")
     with pytest.raises(SystemExit, match="no comments"):
-        readme.rewrite(tmp_path, path)
+        readme.rewrite([tmp_path], path)
     assert path.read_text() == "before\n<!-- peers -->\nold\n"
+
+
+def test_several_runs_are_one_of_their_best_times_and_middle_medians(script):
+    def run(*ms):
+        case = {"work": "train", "cell": "GRU", "shape": [1, 2, 3, 4], "dtype": "float32", "threads": 2}
+        return {"machine": "A processor", "engines": {"torch": "2.13.0"}, "cases": [case | {"ms": dict(ms)}]}
+
+    runs = [run(("nbrnn", (m, m + 1)), ("torch", (t, 2 * t))) for m, t in ((1, 5), (2, 4), (4, 8))]
+    known = script("readme").merged(runs)
+    (case,) = known["cases"]
+    assert case["ms"] == {"nbrnn": (1, 3), "torch": (4, 10)}
+    text = script("readme").section(known)
+    assert "| 4.00 (3.33) |" in text
+    assert "interleaved, 3 runs" in " ".join(text.split())
 
 
 def test_the_readme_has_a_place_for_the_ratios(script):
