@@ -32,7 +32,7 @@ WORK = {
 
 def section(known):
     """The Markdown of what peers.json holds."""
-    versions, runs = known["engines"], known.get("runs", 1)
+    versions, runs = known["engines"], known["runs"]
     interleaved = f"rounds interleaved, {runs} runs" if runs > 1 else "rounds interleaved"
     engines = [f"{ENGINES[n]} {'.'.join(versions[n].split('.')[:2])}" for n in ENGINES if n in versions]
     others = " and ".join(filter(None, (", ".join(engines[:-1]), engines[-1])))
@@ -58,19 +58,19 @@ def section(known):
 
 def merged(runs):
     """Several runs as one: the best times of all, and the medians of their medians."""
-    first, *_ = runs
-    found = defaultdict(list)
+    found, engines = defaultdict(list), {}
     for run in runs:
+        engines |= run["engines"]
         for case in run["cases"]:
             found[case["work"], case["cell"], tuple(case["shape"]), case["dtype"], case["threads"]].append(case)
     cases = []
     for same in found.values():
         ms = {}
-        for engine in same[0]["ms"]:
-            best, medians = zip(*(case["ms"][engine] for case in same))
+        for engine in dict.fromkeys(name for case in same for name in case["ms"]):
+            best, medians = zip(*(case["ms"][engine] for case in same if engine in case["ms"]))
             ms[engine] = min(best), statistics.median(medians)
         cases.append(same[0] | {"ms": ms})
-    return first | {"cases": cases, "runs": len(runs)}
+    return {"machine": runs[0]["machine"], "engines": engines, "cases": cases, "runs": len(runs)}
 
 
 def rewrite(folders, path):

@@ -113,9 +113,10 @@ def test_several_runs_are_one_of_their_best_times_and_middle_medians(script):
         return {"machine": "A processor", "engines": {"torch": "2.13.0"}, "cases": [case | {"ms": dict(ms)}]}
 
     runs = [run(("nbrnn", (m, m + 1)), ("torch", (t, 2 * t))) for m, t in ((1, 5), (2, 4), (4, 8))]
+    runs[1]["cases"][0]["ms"]["jax"] = 9, 11  # which only one of them had
     known = script("readme").merged(runs)
     (case,) = known["cases"]
-    assert case["ms"] == {"nbrnn": (1, 3), "torch": (4, 10)}
+    assert case["ms"] == {"nbrnn": (1, 3), "torch": (4, 10), "jax": (9, 11)}
     text = script("readme").section(known)
     assert "| 4.00 (3.33) |" in text
     assert "interleaved, 3 runs" in " ".join(text.split())

@@ -482,7 +482,7 @@ class Recurrent(Module):
 
     def _empty_states(self, B: int, hidden: int = 0) -> list[np.ndarray]:
         """Room for all states (L D, B, .); hidden: how many that a scan has in front of the cell's."""
-        sizes = self._sizes if not hidden else [self.out_size] + [self.hidden_size] * (hidden - 1 + len(self._sizes))
+        sizes = self._sizes + [self.hidden_size] * hidden
         return [np.empty((len(self._parts), B, size), self.dtype) for size in sizes]
 
     def _check_dy(self, dy: Any, form: Sequences) -> np.ndarray:
