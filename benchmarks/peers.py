@@ -9,9 +9,10 @@ Each engine works in a process of its own, so that no two thread pools share one
 in turn: on a busy machine only the ratios of one run mean something. PyTorch, ONNX Runtime, OpenVINO and JAX take part
 where they are installed, in the work they can do; `nbrnn/bench/engines.py` says what a case is and how threads are set.
 
-A row shows each engine's best and median time in milliseconds, the ratio of the fastest other engine to nbrnn, by best
-and by median, the useful GFLOP/s of our best time, and its share of the peak: of what our own tile does on data in the
-nearest cache, on as many threads, measured in the same process before each table. It stands above the table for one
+A row shows each engine's best and median time in milliseconds, the ratio of the fastest other engine to nbrnn, the
+useful GFLOP/s of our best time, and its share of the peak: of what our own tile does on data in the nearest cache, on
+as many threads, measured in the same process before each table. There are two ratios: that of the best times, and the
+median over all rounds of the ratio of the best times of one round. It stands above the table for one
 thread too: where two reach well below twice as much, other work holds a core, the share is too high, and engines whose
 threads wait for each other look slower than they are. The last lines are geometric means.
 
@@ -36,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the sources, installed or not
 
 from nbrnn.bench.engines import ENGINES, GATES, can, operations  # noqa: E402
-from nbrnn.bench.processes import Engine, compare, installed, serve  # noqa: E402, F401  (serve is for the others)
+from nbrnn.bench.processes import Engine, Times, compare, installed, serve  # noqa: E402, F401  (serve: for others)
 
 WORK = ("train", "infer", "step", "zaremba")
 
@@ -124,7 +125,7 @@ class Report:
     ----------
     lines : list of str
     cases : list of dict
-        What was measured: work, cell, shape, dtype, threads, and ms: best and median of each engine.
+        What was measured: work, cell, shape, dtype, threads, and ms: `Times` of each engine.
     peaks : dict
         For each dtype and number of threads, the most operations per second measured so far.
     """
@@ -158,9 +159,10 @@ class Report:
 
 
 def ratios_of(case):
-    """The fastest other engine's time to ours, by best and by median."""
-    ours = case["ms"]["nbrnn"]
-    return [min(times[n] for name, times in case["ms"].items() if name != "nbrnn") / ours[n] for n in (0, 1)]
+    """The fastest other engine's time to ours: by best times, and round by round."""
+    others = [Times(*times) for name, times in case["ms"].items() if name != "nbrnn"]
+    best = Times(*case["ms"]["nbrnn"]).best
+    return min(other.best for other in others) / best, min(other.slower for other in others)
 
 
 def label_of(case):
@@ -172,7 +174,7 @@ def add_table(report, work, shapes, engines, dtype, threads, rounds):
     peak, note = report.peak(engines[0], dtype, threads)
     report.say(f"\n{work}, {dtype}, threads: {threads}, best (median) in ms; {note}\n")
     names = [engine.name for engine in engines]
-    report.row("case", *names, "ratio, best", "ratio, median", "GFLOP/s", "of peak")
+    report.row("case", *names, "ratio, best", "by round", "GFLOP/s", "of peak")
     report.row("---", *["---:"] * (len(names) + 4))
     for cell in shapes:
         ratios = []
@@ -180,15 +182,15 @@ def add_table(report, work, shapes, engines, dtype, threads, rounds):
             found = compare(engines, (work, cell, shape, dtype, threads), rounds)
             case = {"work": work, "cell": cell, "shape": shape, "dtype": dtype, "threads": threads, "ms": found}
             report.cases.append(case)
-            columns = ["{:.2f} ({:.2f})".format(*times) for times in found.values()]
+            columns = [f"{times.best:.2f} ({times.median:.2f})" for times in found.values()]
             ratios.append(ratios_of(case))
-            best, median = ratios[-1]
-            speed = operations(work, cell, shape) / found["nbrnn"][0] * 1e3
+            best, by_round = ratios[-1]
+            speed = operations(work, cell, shape) / found["nbrnn"].best * 1e3
             rates = f"{speed / 1e9:.1f}", f"{speed / peak:.0%}"
-            report.row(label_of(case), *columns, f"{best:.2f}", f"{median:.2f}", *rates)
+            report.row(label_of(case), *columns, f"{best:.2f}", f"{by_round:.2f}", *rates)
             if work in MODELS:
                 tokens = 1e3 * shape[0] * shape[1]
-                report.row("tokens/s", *(f"{tokens / times[0]:,.0f}" for times in found.values()), *[""] * 4)
+                report.row("tokens/s", *(f"{tokens / times.best:,.0f}" for times in found.values()), *[""] * 4)
         means = [f"{geometric_mean(column):.2f}" for column in zip(*ratios)]
         report.row(f"{cell}, geometric mean", *[""] * len(names), *means, "", "")
 
@@ -198,7 +200,7 @@ def geometric_mean(values):
 
 
 def save_chart(cases, path):
-    """Bars of the ratios by best, a dot for those by median; a panel for each dtype and number of threads."""
+    """Bars of the ratios by best, a dot for those round by round; a panel for each dtype and number of threads."""
     import matplotlib
 
     ratios = defaultdict(list)
@@ -211,19 +213,19 @@ def save_chart(cases, path):
     size = 6 * len(ratios), 1.5 + 0.22 * max(map(len, ratios.values()))
     figure, panels = pyplot.subplots(1, len(ratios), figsize=size, squeeze=False, layout="constrained")
     for panel, ((dtype, threads), cases) in zip(panels[0], ratios.items()):
-        labels, best, median = zip(*cases)
+        labels, best, by_round = zip(*cases)
         places = range(len(cases))
         colors = ["tab:blue" if ratio >= 1 else "tab:red" for ratio in best]
         panel.set_xscale("log")  # half and twice the time are as far from 1
         panel.barh(places, [ratio - 1 for ratio in best], left=1.0, color=colors)
-        panel.plot(median, places, "k.", markersize=4)
+        panel.plot(by_round, places, "k.", markersize=4)
         panel.axvline(1.0, color="black", linewidth=1)
         panel.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_formatter(ticker.NullFormatter())
         panel.set_yticks(places, [f"{label}: {ratio:.2f}" for label, ratio in zip(labels, best)], fontsize=7)
         panel.set_ylim(len(cases) - 0.4, -0.6)
-        panel.set_xlabel("time of the fastest other engine / time of nbrnn: best (bar), median (dot)", fontsize=8)
+        panel.set_xlabel("time of the fastest other engine / time of nbrnn: best (bar), by round (dot)", fontsize=8)
         panel.set_title(f"{dtype}, threads: {threads}", fontsize=10)
     figure.savefig(path, dpi=120)
 

@@ -119,7 +119,7 @@ def main():
                     errors[engine.name] = engine.ask(results=True)
             able = [engine for engine in engines if engine.name in errors]
             times = compare(able, ("time", *case), args.rounds)
-            cells = [f"{times[e.name][0]:.2f}, {errors[e.name]:.1e}" if e in able else "" for e in engines]
+            cells = [f"{times[e.name].best:.2f}, {errors[e.name]:.1e}" if e in able else "" for e in engines]
             print(f"| {cell} | {','.join(map(str, shape))} | {' | '.join(cells)} |", flush=True)
     for engine in engines:
         engine.close()

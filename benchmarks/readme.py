@@ -5,7 +5,7 @@
 
 What stands between the two comments `<!-- peers -->` and `<!-- /peers -->` is replaced: by a row for each cell and kind
 of work, and by the chart, in docs/img beside the README. Of several runs of the same work, on a machine that is busy
-now and then, it takes the best time of each engine, and the median of its medians.
+now and then, it takes the best time of each engine, and the median of the ratios.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def section(known):
     engines = [f"{ENGINES[n]} {'.'.join(versions[n].split('.')[:2])}" for n in ENGINES if n in versions]
     others = " and ".join(filter(None, (", ".join(engines[:-1]), engines[-1])))
     words = f"""Against {others} on the same machine ({known["machine"]}), each engine in its own process,
-        {interleaved}. How many times the fastest of them takes as long as nbrnn, by best times and, in brackets, by
-        medians: the geometric mean of all shapes, and the least favourable one. On a shared machine only ratios
+        {interleaved}. How many times the fastest of them takes as long as nbrnn, by best times and, in brackets,
+        round by round: the geometric mean of all shapes, and the least favourable one. On a shared machine only ratios
         mean something, and they move by a tenth from run to run. `python benchmarks/peers.py` makes the whole
         table."""
     lines = textwrap.wrap(" ".join(words.split()), 120)
@@ -49,7 +49,7 @@ def section(known):
         head = f"{dtype}, {threads} thread{'s' * (threads > 1)}"
         lines += ["", f"| {head} | shapes | geometric mean | least |", "| --- | ---: | ---: | ---: |"]
         for (work, cell), cases in rows.items():
-            columns = list(zip(*map(ratios_of, cases)))  # by best, by median
+            columns = list(zip(*map(ratios_of, cases)))  # by best, by round
             mean, least = ("{:.2f} ({:.2f})".format(*map(summary, columns)) for summary in (geometric_mean, min))
             lines.append(f"| {cell}, {WORK[work]} | {len(cases)} | {mean} | {least} |")
     lines += ["", "![Times of the fastest other engine, nbrnn = 1, shape by shape](docs/img/peers.png)"]
@@ -57,7 +57,7 @@ def section(known):
 
 
 def merged(runs):
-    """Several runs as one: the best times of all, and the medians of their medians."""
+    """Several runs as one: the best times of all, and the medians of their medians and of their ratios."""
     found, engines = defaultdict(list), {}
     for run in runs:
         engines |= run["engines"]
@@ -67,8 +67,8 @@ def merged(runs):
     for same in found.values():
         ms = {}
         for engine in dict.fromkeys(name for case in same for name in case["ms"]):
-            best, medians = zip(*(case["ms"][engine] for case in same if engine in case["ms"]))
-            ms[engine] = min(best), statistics.median(medians)
+            best, *middle = zip(*(case["ms"][engine] for case in same if engine in case["ms"]))
+            ms[engine] = min(best), *map(statistics.median, middle)
         cases.append(same[0] | {"ms": ms})
     return {"machine": runs[0]["machine"], "engines": engines, "cases": cases, "runs": len(runs)}
 

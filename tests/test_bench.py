@@ -9,7 +9,7 @@ from test_tiles import assert_close
 import nbrnn
 from nbrnn import cli
 from nbrnn.bench import engines, peak, report
-from nbrnn.bench.processes import Engine, compare
+from nbrnn.bench.processes import Engine, compare, times_of
 from nbrnn.kernels.tiles import VECTORS, panel_width, product_kernel
 
 SHAPE = (5, 2, 4, 8)
@@ -71,9 +71,15 @@ def test_useful_operations_are_the_products():
 @pytest.mark.parametrize("work", ["train", "infer", "step", "zaremba", "stream", "peak"])
 def test_an_engine_in_a_process_of_its_own_is_timed(work):
     with Engine("nbrnn") as engine:
-        ((name, (best, median)),) = compare([engine], (work, "LSTM", SHAPE, "float32", 1), 1).items()
+        ((name, times),) = compare([engine], (work, "LSTM", SHAPE, "float32", 1), 2).items()
     assert name == "nbrnn"
-    assert 0 < best <= median
+    assert 0 < times.best <= times.median
+    assert times.slower == 1
+
+
+def test_a_round_in_which_all_were_slow_leaves_the_ratio():
+    first = [[2.0, 1.0], [5.0, 6.0], [1.0]]
+    assert times_of([[3.0, 4.0], [15.0, 20.0], [4.0]], first) == (3000.0, 4000.0, 3.0)
 
 
 def test_an_engine_that_ends_says_on_what():

@@ -11,7 +11,8 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, NamedTuple
 
 # What has to be installed for each engine but our own
 NEEDS = {
@@ -80,13 +81,38 @@ class Engine:
         self.process.wait()
 
 
-def compare(engines: list[Engine], case: tuple, rounds: int) -> dict[str, tuple[float, float]]:
-    """{engine: (best, median)} in milliseconds."""
-    times = {engine.name: [] for engine in engines}
+class Times(NamedTuple):
+    """What an engine took.
+
+    Parameters
+    ----------
+    best, median : float
+        Of all rounds, in milliseconds.
+    slower : float
+        Its best time of a round as a multiple of the first engine's in the same round: the median of all rounds. Where
+        other work takes a core for seconds, all that ran meanwhile had the same machine.
+    """
+
+    best: float
+    median: float
+    slower: float
+
+
+def compare(engines: list[Engine], case: tuple, rounds: int) -> dict[str, Times]:
+    """The times of each engine, by its name."""
+    found = {engine.name: [] for engine in engines}
     for engine in engines:
         engine.ask(case=case)
     for _ in range(rounds):
         for engine in engines:
             time.sleep(0.05)  # the last engine's threads stop spinning
-            times[engine.name] += engine.ask(seconds=0.08)
-    return {name: (1e3 * min(t), 1e3 * sorted(t)[len(t) // 2]) for name, t in times.items()}
+            found[engine.name].append(engine.ask(seconds=0.08))
+    first = found[engines[0].name]
+    return {name: times_of(times, first) for name, times in found.items()}
+
+
+def times_of(rounds: list[list[float]], first: list[list[float]]) -> Times:
+    """Those of an engine, from the seconds of each round, its own and the first engine's."""
+    every = sorted(1e3 * seconds for times in rounds for seconds in times)
+    slower = median(min(times) / min(others) for times, others in zip(rounds, first))
+    return Times(every[0], every[len(every) // 2], slower)
