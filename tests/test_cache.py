@@ -24,6 +24,10 @@ model(tokens)
 trainer = nbrnn.Trainer(model, nbrnn.CrossEntropy(), nbrnn.Adam(1e-3), clip_norm=1.0)
 trainer.step(tokens, tokens)
 model(tokens)  # compares the weights with those of the first call
+for products in "bfloat16", "int8":
+    nbrnn.LSTM(9, 40, products=products, seed=0)(np.ones((3, 2, 9), np.float32))
+y, _, pullback = nbrnn.LSTM(9, 40, products="bfloat16", seed=0).vjp(np.ones((3, 2, 9), np.float32))
+pullback(y)
 
 uses = {}
 for entry in gc.get_objects():
@@ -54,7 +58,8 @@ def test_a_second_process_compiles_nothing(python):
     second = json.loads(python(USE_EVERYTHING))
     names = [name for name, *_ in second]
     assert names == [name for name, *_ in first]
-    parts = "forward_scan-lstm backward_scan-lstm multiply gradient_with_tokens fingerprint adam entropy"
+    parts = "forward_scan-lstm backward_scan-lstm multiply gradient_with_tokens gradient-half fingerprint adam entropy"
+    parts += " round_matrix-half round_matrix-int8 pack_layer-half pack_layer-int8"
     for part in parts.split():
         assert any(part in name for name in names), part
     assert [(name, misses) for name, _, misses, _ in second if misses] == []

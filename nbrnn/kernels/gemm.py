@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nbrnn.kernels import amx
 from nbrnn.kernels.constants import Constants
-from nbrnn.kernels.jit import jitable, sharded
+from nbrnn.kernels.jit import Kernel, jitable, sharded
 from nbrnn.kernels.memory import aligned
 from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store, store_first
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, prefetch, product
@@ -209,11 +210,13 @@ def _multiply_block(kernel, a, first, step, depth, packed, start, out, row, rows
 # ------------------------------------------------------------------ weight gradients
 #
 # dy: [M, ldy]; runs: [n, 4] and pieces as in `runs_of`. The gradients of one or two matrices are taken at once, since
-# dy comes from far memory; each matrix is a `side`:
+# dy comes from far memory. What a kernel is given for each matrix:
 #
 #     x, offset, ldx, rows    rows of N numbers, `ldx` apart, from element `offset` of an array on; rows: [M], which of
 #                             them stand beside the rows of dy, empty: the first M
 #     dw, db                  [R, N] and [R]; N = 0: there is no such matrix
+#
+# and what it makes of that, a `side`: x from its first element on, ldx, rows, N, dw, db.
 #
 # Only the rows of the runs are written; to what stands there the sums are added where `add` says so. Sums begin with
 # the last row: a sequence that is taken piece by piece, from its end, gives the same bits as a whole one.
@@ -221,11 +224,13 @@ def _multiply_block(kernel, a, first, step, depth, packed, start, out, row, rows
 
 @dataclass(frozen=True)
 class Factors(Constants):
-    """How a weight gradient is multiplied; `half` has another way.
+    """How a weight gradient is multiplied; `half_gemm` has another way.
 
     Parameters
     ----------
     name : str
+    narrow : int
+        1 if the factors are rounded.
     depth : int
         Rows of dy for which a block of both factors stays in the nearest cache.
     room : callable
@@ -238,6 +243,7 @@ class Factors(Constants):
     """
 
     name: str
+    narrow: int
     depth: int
     room: Callable
     left: Callable
@@ -250,38 +256,38 @@ def alone(dtype: object) -> tuple:
     return np.empty(0, dtype), 0, 0, np.empty(0, np.int64), np.empty((0, 0), dtype), np.empty(0, dtype)
 
 
-@sharded
-def gradient(
-    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2, db2
-):
-    """dw = dy.T @ x and db = the sum of dy's rows, for two sides; kernel: `outer_kernel`."""
-    sides = (x, offset, ldx, rows, dw, db), (x2, offset2, ldx2, rows2, dw2, db2)
-    gradient_by(WHOLE, s, shards, kernel, dy, runs, piece, step, add, sides)
-
-
 @jitable
-def gradient_by(factors, s, shards, kernel, dy, runs, piece, step, add, sides):
-    """`gradient` by some kind of factors."""
+def gradient_by(
+    s, shards, factors, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2,
+    db2,
+):  # fmt: skip
+    """dw = dy.T @ x and db = the sum of dy's rows, for two sides; kernel: `outer_kernel`, or the factors' own."""
+    side = pointer(x, offset), ldx, rows, dw.shape[1], dw, db
+    sides = side, (pointer(x2, offset2), ldx2, rows2, dw2.shape[1], dw2, db2)
     share, span = _share(s, shards, dy, runs, sides), _span(dy, sides)
-    scratch = factors.room(dy, _blocks(dy, share[2]) + _blocks(dy, share[3]), span)
+    scratch = factors.room(dy, _panels_of(dy, share), span)
+    if factors.narrow:
+        amx.begin()
     for k in range(0, max(1, len(dy)), factors.depth * span):
-        _gradient_block(factors, kernel, dy, k, runs, piece, step, add, share, scratch)
+        _gradient_block(factors, kernel, dy, k, runs, piece, step, add, sides, share, scratch)
+    if factors.narrow:
+        amx.end()
 
 
 @sharded
 def gradient_with_tokens(
     s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, tokens, token_runs, dw, db, token_dw, token_db
 ):
-    """`gradient` of one side, and the same where x holds the one-hot rows of `tokens`.
+    """The gradient of one side, and the same where x holds the one-hot rows of `tokens`.
 
     tokens: [M] integers in [0, N).
     """
-    nothing = x, 0, 0, rows, dw[:, :0].copy(), db
-    share = _share(s, shards, dy, runs, ((x, offset, ldx, rows, dw, db), nothing))
-    scratch = _scratch(dy, _blocks(dy, share[2]), 1)
+    sides = (pointer(x, offset), ldx, rows, dw.shape[1], dw, db), (pointer(x, 0), 0, rows, 0, dw, db)
+    share = _share(s, shards, dy, runs, sides)
+    scratch = _scratch(dy, _panels_of(dy, share), 1)
     sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(WHOLE, kernel, dy, k, runs, piece, step, add, share, scratch)
+        _gradient_block(WHOLE, kernel, dy, k, runs, piece, step, add, sides, share, scratch)
         _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
@@ -290,32 +296,32 @@ def gradient_with_tokens(
 def _scratch(dy, blocks, span):
     """Room for a block of dy, and for `span` blocks of x in panels: [DEPTH, P] and [span, blocks, DEPTH, P]; zeros."""
     P = VECTORS * lanes_of(pointer(dy, 0))
-    right = aligned(span * blocks * DEPTH * P, dy).reshape(span, blocks, DEPTH, P)
-    return aligned(DEPTH * P, dy).reshape(DEPTH, P), right, np.zeros(P, dy.dtype)
+    right, zeros = aligned(span * blocks * DEPTH * P, dy).reshape(span, blocks, DEPTH, P), aligned(P, dy)
+    clear(pointer(zeros, 0), P)
+    return aligned(DEPTH * P, dy).reshape(DEPTH, P), right, zeros
 
 
 @jitable
 def _span(dy, sides):
     """Blocks of rows that one part of the gradients takes before the next does, where all are too large for the second
     cache."""
-    (_, _, _, _, dw, _), (_, _, _, _, dw2, _) = sides
-    P, N = VECTORS * lanes_of(pointer(dy, 0)), dw.shape[1] + dw2.shape[1]
-    return 1 if dw.size + dw2.size <= LARGE else max(1, SPAN * P // N)
+    (_, _, _, N, dw, _), (_, _, _, N2, dw2, _) = sides
+    P = VECTORS * lanes_of(pointer(dy, 0))
+    return 1 if len(dw) * N + len(dw2) * N2 <= LARGE else max(1, SPAN * P // (N + N2))
 
 
 @jitable
 def _share(s, shards, dy, runs, sides):
-    """What one shard computes: its runs, from `first` to `last`; both sides, with its first column of each and how
-    many; and whether the sums of those runs are its own.
+    """What one shard computes: its runs, from `first` to `last`; its first column of each side and how many; and
+    whether the sums of those runs are its own.
     """
-    one, two = sides
-    W, N, N2 = lanes_of(pointer(dy, 0)), one[4].shape[1], two[4].shape[1]
+    W, N, N2 = lanes_of(pointer(dy, 0)), sides[0][3], sides[1][3]
     n, m = (N + W - 1) // W, (N2 + W - 1) // W
     parts = _parts(shards, len(runs), n + m, W)
     part, others = s % parts, shards // parts
     first, last = _first_run(runs, N, N2, s // parts, others), _first_run(runs, N, N2, s // parts + 1, others)
     lo, hi = (n + m) * part // parts * W, (n + m) * (part + 1) // parts * W
-    return first, last, _columns(one, lo, hi), _columns(two, lo - n * W, hi - n * W), part == 0
+    return first, last, (_columns(N, lo, hi), _columns(N2, lo - n * W, hi - n * W)), part == 0
 
 
 @jitable
@@ -354,60 +360,54 @@ def _cost_of(runs, n, N, N2):
 
 
 @jitable
-def _columns(side, lo, hi):
-    """A side's columns from lo to hi, as far as there are such."""
-    x, offset, ldx, rows, dw, db = side
-    N = dw.shape[1]
+def _columns(N, lo, hi):
+    """The columns from lo to hi, as far as a side has such: the first one, and how many."""
     first, last = min(max(lo, 0), N), min(max(hi, 0), N)
-    return x, offset + first, ldx, rows, dw, db, first, last - first
+    return first, last - first
 
 
 @jitable
-def _blocks(dy, side):
+def _panels_of(dy, share):
     """Panels of a shard's columns of x."""
-    P = VECTORS * lanes_of(pointer(dy, 0))
-    return (side[7] + P - 1) // P
+    ((_, count), (_, count2)), P = share[2], VECTORS * lanes_of(pointer(dy, 0))
+    return (count + P - 1) // P + (count2 + P - 1) // P
 
 
 @jitable
-def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, share, scratch):
+def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, sides, share, scratch):
     """Add what some blocks of rows of dy give, k before the end."""
-    (first, last, one, two, sums), (left, right, zeros) = share, scratch
+    (first, last, parts, sums), (left, right, zeros) = share, scratch
     P, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), factors.depth
     piece, step = (P, P) if piece == 0 else (piece, step)
-    behind = _blocks(dy, one) * P  # where the panels of the second side begin
     stop = min(len(dy), k + DEPTH * len(right))
     for k0 in range(k, stop if first < last else k, DEPTH):
-        depth, block = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH]
-        _gather_side(factors, one, len(dy) - k0, depth, block, 0)
-        _gather_side(factors, two, len(dy) - k0, depth, block, behind)
+        depth, block, behind = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], 0
+        for (x, ldx, rows, _, _, _), (column, count) in zip(sides, parts):
+            factors.right(shift(x, column), ldx, rows, len(dy) - k0, depth, count, block, behind)
+            behind += (count + P - 1) // P * P
     for run in range(first, last):
         column, count, row, row2 = runs[run]
-        db, at = (one[5], row) if row >= 0 else (two[5], row2)
+        db, at = (sides[0][5], row) if row >= 0 else (sides[1][5], row2)
         if sums and k == 0 and not add:
-            db[at : at + count] = 0.0
+            clear(pointer(db, at), count)
         for k0 in range(k, max(stop, k + 1), DEPTH):
-            depth, block, fresh = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], k0 == 0 and not add
+            depth, block, behind = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], 0
             factors.left(dy, k0, depth, column, count, piece, step, left, db, at, sums)
-            _add_side(factors, kernel, left, block, 0, P, depth, zeros, fresh, one, row, count)
-            _add_side(factors, kernel, left, block, behind, P, depth, zeros, fresh, two, row2, count)
+            fresh = k0 == 0 and not add
+            for side, part, row_of in zip(sides, parts, (row, row2)):
+                if row_of >= 0:
+                    _add_side(factors, kernel, left, block, behind, P, depth, zeros, fresh, side, part, row_of, count)
+                behind += (part[1] + P - 1) // P * P
         if sums and row >= 0 and row2 >= 0:
-            two[5][row2 : row2 + count] = db[row : row + count]
+            for n in range(count):
+                sides[1][5][row2 + n] = db[row + n]
 
 
 @jitable
-def _gather_side(factors, side, stop, depth, block, n):
-    """Bring a shard's columns of x before row `stop` into panels, from that of column n on."""
-    x, offset, ldx, rows, _, _, _, count = side
-    factors.right(x, offset, ldx, rows, stop, depth, count, block, n)
-
-
-@jitable
-def _add_side(factors, kernel, left, block, behind, P, depth, zeros, fresh, side, row, count):
+def _add_side(factors, kernel, left, block, behind, P, depth, zeros, fresh, side, part, row, count):
     """Add a block's product to the rows of a run, or to zeros."""
-    _, _, _, _, dw, _, first, columns = side
-    N = dw.shape[1]
-    for n in range(0, columns if row >= 0 else 0, P):
+    (_, _, _, N, dw, _), (first, columns) = side, part
+    for n in range(0, columns, P):
         c = pointer(dw, row * N + first + n)
         start, ld = (pointer(zeros, 0), 0) if fresh else (c, N)
         factors.add(kernel, left, block, behind + n, depth, start, ld, c, N, count, min(P, columns - n))
@@ -420,16 +420,16 @@ def _add_block(kernel, left, block, n, depth, start, ld, c, N, count, columns):
 
 
 @jitable
-def _gather_panels(x, offset, ldx, rows, stop, depth, N, out, first):
+def _gather_panels(x, ldx, rows, stop, depth, N, out, first):
     """Copy the rows of x before row `stop`, the last one first, into panels [blocks, DEPTH, P] from column `first` on:
     its own rows may lie so that they evict each other."""
-    W, P = lanes_of(pointer(x, 0)), out.shape[2]
+    W, P = lanes_of(x), out.shape[2]
     for n in range(0, N, P):
         for k in range(depth):
             row = stop - 1 - k
-            at = offset + (rows[row] if len(rows) else row) * ldx
+            at = (rows[row] if len(rows) else row) * ldx
             for c in range(n, n + P, W):
-                store(pointer(out, (first + n) * DEPTH + k * P + c - n), load(pointer(x, at + c), N - c), W)
+                store(pointer(out, (first + n) * DEPTH + k * P + c - n), load(shift(x, at + c), N - c), W)
 
 
 @jitable
@@ -451,7 +451,8 @@ def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
                 store(pointer(db, row + c), total, count - c)
 
 
-WHOLE = Factors("whole", DEPTH, _scratch, _gather, _gather_panels, _add_block)
+WHOLE = Factors("whole", 0, DEPTH, _scratch, _gather, _gather_panels, _add_block)
+gradient = Kernel(gradient_by, "gradient", WHOLE)
 
 
 @jitable

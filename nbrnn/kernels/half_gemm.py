@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.gemm import Factors, gradient_by
+from nbrnn.kernels.gemm import Factors, clear, gradient_by
 from nbrnn.kernels.half import KIND, load_side, padded, store_columns, store_half, store_pairs, store_pairs_of
 from nbrnn.kernels.jit import Kernel, jitable, sharded
 from nbrnn.kernels.memory import aligned
@@ -16,11 +14,6 @@ from nbrnn.kernels.tiles import VECTORS, product
 
 BLOCK = 256  # steps of depth of a weight gradient that are taken at once
 ROWS, GROUP = 128, 1 << 19  # rows that share a pass over panels, and numbers of panels that stay in the second cache
-
-
-def kernel_of_kind(function: Callable) -> Kernel:
-    """The kernel of a function that multiplies, cached apart for each kind: a process may be denied AMX's tiles."""
-    return Kernel(function, f"{function.__name__}_half-{KIND}")
 
 
 # ------------------------------------------------------------------ rounding and packing
@@ -84,8 +77,7 @@ def pack_layer_back(s, shards, w_hh, order_hh, out_hh, w_ih, order_ih, out_ih):
 # ------------------------------------------------------------------ products
 
 
-@kernel_of_kind
-def multiply(s, shards, kernel, a, packed, start, out):
+def _multiply(s, shards, kernel, a, packed, start, out):
     """out = start + a @ packed; a: [>= M + BEHIND, K']; packed: [J, K' / 2, P, 2]; start: [J P]; out: [M, N]."""
     (M, N), (J, pairs, P, _) = out.shape, packed.shape
     depth, lo, hi = 2 * pairs, M * s // shards, M * (s + 1) // shards
@@ -101,6 +93,10 @@ def multiply(s, shards, kernel, a, packed, start, out):
     amx.end()
 
 
+# Kernels that multiply are cached apart for each kind: a process may be denied AMX's tiles.
+multiply = Kernel(_multiply, f"multiply_half-{KIND}")
+
+
 # ------------------------------------------------------------------ weight gradients
 
 
@@ -109,14 +105,15 @@ def _room(dy, blocks, span):
     """For a block of dy, and `span` blocks of x in panels: [P, BLOCK] and [span, blocks, BLOCK / 2, P, 2]; zeros."""
     P = VECTORS * lanes_of(pointer(dy, 0))
     kind = np.empty(0, np.uint16)
-    right = aligned(span * blocks * BLOCK * P, kind).reshape(span, blocks, BLOCK // 2, P, 2)
-    return aligned(P * BLOCK, kind).reshape(P, BLOCK), right, np.zeros(P, dy.dtype)
+    right, zeros = aligned(span * blocks * BLOCK * P, kind).reshape(span, blocks, BLOCK // 2, P, 2), aligned(P, dy)
+    clear(pointer(zeros, 0), P)
+    return aligned(P * BLOCK, kind).reshape(P, BLOCK), right, zeros
 
 
 @jitable
-def _gather_panels(x, offset, ldx, rows, stop, depth, N, out, first):
+def _gather_panels(x, ldx, rows, stop, depth, N, out, first):
     """Round the rows of x before row `stop`, the last one first, into panels from column `first` on."""
-    W, P = lanes_of(pointer(x, 0)), out.shape[2]
+    W, P = lanes_of(x), out.shape[2]
     for n in range(0, N, P):
         for k in range(0, padded(depth), 2):
             # Behind the depth stand zeros.
@@ -124,8 +121,8 @@ def _gather_panels(x, offset, ldx, rows, stop, depth, N, out, first):
             if len(rows):
                 low, high = rows[low], rows[high]
             for c in range(n, n + P, W):
-                one = load(pointer(x, offset + low * ldx + c), N - c if k < depth else 0)
-                other = load(pointer(x, offset + high * ldx + c), N - c if k + 1 < depth else 0)
+                one = load(shift(x, low * ldx + c), N - c if k < depth else 0)
+                other = load(shift(x, high * ldx + c), N - c if k + 1 < depth else 0)
                 store_pairs(pointer(out, ((first + n) // P * BLOCK // 2 + k // 2) * 2 * P + 2 * (c - n)), one, other)
 
 
@@ -151,15 +148,6 @@ def _add_block(kernel, left, block, n, depth, start, ld, c, N, count, columns):
     product(kernel, pointer(left, 0), BLOCK, b, padded(depth), start, ld, c, N, count, columns, b)
 
 
-HALF = Factors(f"half-{KIND}", BLOCK, _room, _gather, _gather_panels, _add_block)
-
-
-@kernel_of_kind
-def gradient(
-    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2, db2
-):
-    """`gemm.gradient` by rounded factors; db is the sum of numbers that are not rounded."""
-    sides = (x, offset, ldx, rows, dw, db), (x2, offset2, ldx2, rows2, dw2, db2)
-    amx.begin()
-    gradient_by(HALF, s, shards, kernel, dy, runs, piece, step, add, sides)
-    amx.end()
+# db is the sum of numbers that are not rounded.
+HALF = Factors(f"half-{KIND}", 1, BLOCK, _room, _gather, _gather_panels, _add_block)
+gradient = Kernel(gradient_by, f"gradient-{HALF.name}", HALF)

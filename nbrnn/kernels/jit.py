@@ -106,18 +106,21 @@ FLOAT, INTEGER = struct.Struct("=d"), struct.Struct("=q")  # of the same bits
 
 
 class Kernel:
-    """A function ``function(shard, shards, *args)`` that is called by its address.
+    """A function ``function(shard, shards, *constants, *args)`` that is called by its address.
 
     Parameters
     ----------
     function : callable
-        Its arguments are contiguous arrays, integers and floats.
+        Its arguments are contiguous arrays, integers and floats. It has to be found in its module by its name: others
+        are cached by all that they refer to, and in each process an intrinsic is something else.
     tag : str
         Tells it apart from others of the same source.
+    *constants : Constants
+        What it is compiled for.
     """
 
-    def __init__(self, function: Callable, tag: str):
-        self.function, self.tag = jitable(function), tag
+    def __init__(self, function: Callable, tag: str, *constants: Any):
+        self.function, self.tag, self.constants = jitable(function), tag, constants
         self._compiled: dict[tuple, Any] = {}
 
     def address(self, kinds: tuple) -> int:
@@ -128,10 +131,10 @@ class Kernel:
         return found.address
 
     def _compile(self, kinds: tuple) -> Any:
-        function, words = self.function, ",".join(map(_word, kinds))
+        function, constants, words = self.function, self.constants, ",".join(map(_word, kinds))
 
         def kernel(shard, shards, numbers):
-            function(shard, shards, *unpack(numbers, words))
+            function(shard, shards, *(constants + unpack(numbers, words)))
 
         digest = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
         return native(kernel, KERNEL, f"{self.tag}-{digest}")

@@ -114,28 +114,30 @@ def products_of(name: str | None, dtype: np.dtype) -> Products:
 @cache
 def round_matrix(products: Products) -> Kernel:
     """`round_rows` of a whole matrix: (source [M, .], first column, step, piece, pieces, out [>= M, row])."""
+    return Kernel(_round_matrix, f"round_matrix-{products.name}", products)
 
-    def kernel(s, shards, source, first, step, piece, pieces, out):
-        lo, hi = len(source) * s // shards, len(source) * (s + 1) // shards
-        ld, ld_out = source.shape[1], out.shape[1]
-        left = pointer(source, lo * ld + first)
-        products.round_rows(left, ld, hi - lo, step, piece, pieces, pointer(out, lo * ld_out), ld_out)
 
-    return Kernel(kernel, f"round_matrix-{products.name}")
+@jitable
+def _round_matrix(s, shards, products, source, first, step, piece, pieces, out):
+    lo, hi = len(source) * s // shards, len(source) * (s + 1) // shards
+    ld, ld_out = source.shape[1], out.shape[1]
+    left = pointer(source, lo * ld + first)
+    products.round_rows(left, ld, hi - lo, step, piece, pieces, pointer(out, lo * ld_out), ld_out)
 
 
 @cache
 def pack_layer(products: Products) -> Kernel:
     """`gemm.pack_layer` of a cell with one product."""
+    return Kernel(_pack_layer, f"pack_layer-{products.name}", products)
 
-    def kernel(s, shards, w_ih, order_ih, out_ih, w_hh, order_hh, out_hh, bias_ih, bias_hh, first, bias):
-        J = len(bias)
-        bias[J * s // shards : J * (s + 1) // shards] = 0.0
-        products.pack_rows(s, shards, w_ih, order_ih, out_ih)
-        products.pack_rows(s, shards, w_hh, order_hh, out_hh)
-        if len(bias_ih):
-            pack_bias(s, shards, bias_ih, order_ih, 0, bias)
-        if len(bias_hh):
-            pack_bias(s, shards, bias_hh, order_hh, first, bias)
 
-    return Kernel(kernel, f"pack_layer-{products.name}")
+@jitable
+def _pack_layer(s, shards, products, w_ih, order_ih, out_ih, w_hh, order_hh, out_hh, bias_ih, bias_hh, first, bias):
+    J = len(bias)
+    bias[J * s // shards : J * (s + 1) // shards] = 0.0
+    products.pack_rows(s, shards, w_ih, order_ih, out_ih)
+    products.pack_rows(s, shards, w_hh, order_hh, out_hh)
+    if len(bias_ih):
+        pack_bias(s, shards, bias_ih, order_ih, 0, bias)
+    if len(bias_hh):
+        pack_bias(s, shards, bias_hh, order_hh, first, bias)

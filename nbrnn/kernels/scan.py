@@ -234,14 +234,8 @@ class Equations(Constants):
 @cache
 def compile_scan(cell: Equations) -> tuple[Kernel, Kernel]:
     """The kernels of the forward and the backward scan of a cell; their argument is a `Forward` or a `Backward`."""
-
-    def forward(shard, shards, numbers):
-        scan_forward(shard, shards, cell, numbers)
-
-    def backward(shard, shards, numbers):
-        scan_backward(shard, shards, cell, numbers)
-
-    return Kernel(forward, f"forward_scan-{cell.name}"), Kernel(backward, f"backward_scan-{cell.name}")
+    ahead = Kernel(scan_forward, f"forward_scan-{cell.name}", cell)
+    return ahead, Kernel(scan_backward, f"backward_scan-{cell.name}", cell)
 
 
 @cache
@@ -251,18 +245,11 @@ def compile_front(cell: Equations) -> tuple[Kernel, Kernel]:
     Their arguments: states [., B, H], own [., J U W], mask [., B, H], the states to compute [., B, H]; and the
     gradients of those, states, own, mask, the gradients to compute [., B, H], and to add to, down [., B, J U W].
     """
-
-    def front(shard, shards, states, own, mask, out):
-        _front(cell, states, own, mask, out)
-
-    def front_back(shard, shards, d, states, own, mask, dstates, down):
-        _front_back(cell, d, states, own, mask, dstates, down)
-
-    return Kernel(front, f"front-{cell.name}"), Kernel(front_back, f"front_back-{cell.name}")
+    return Kernel(_front, f"front-{cell.name}", cell), Kernel(_front_back, f"front_back-{cell.name}", cell)
 
 
 @jitable
-def _front(cell, states, own, mask, out):
+def _front(shard, shards, cell, states, own, mask, out):
     _, B, H = out.shape
     W, plane = lanes_of(pointer(out, 0)), B * H
     for m in range(B):
@@ -275,7 +262,7 @@ def _front(cell, states, own, mask, out):
 
 
 @jitable
-def _front_back(cell, d, states, own, mask, dstates, down):
+def _front_back(shard, shards, cell, d, states, own, mask, dstates, down):
     _, B, H = d.shape
     W, plane, ld = lanes_of(pointer(d, 0)), B * H, down.shape[2]
     for m in range(B):
