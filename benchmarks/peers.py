@@ -37,7 +37,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))  # the sources, installed or not
 
 from nbrnn.bench.engines import ENGINES, GATES, can, operations  # noqa: E402
-from nbrnn.bench.processes import Engine, Times, compare, installed, serve  # noqa: E402, F401  (serve: for others)
+from nbrnn.bench.processes import Engine, Times, compare, installed, serve, times_of  # noqa: E402, F401  (for others)
 
 WORK = ("train", "infer", "step", "zaremba")
 
