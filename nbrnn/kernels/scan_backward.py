@@ -132,7 +132,7 @@ def scan_backward(shard, shards, cell, numbers):
                 floats(cell, p.dz, here * p.P),
             )  # fmt: skip
             part = rows, p.H, j0, j1, p0, p1, q0, q1
-            team = shards if p.by_units else 1, p.T - 1 - step
+            team = shards if p.by_units else 1, p.T - 1 - step, p.T - 1 - step
             cell.step_back(cell, p, part, at, states, gradients, beside, mid, team)
     if cell.products.narrow:
         amx.end()

@@ -30,14 +30,14 @@ class Forward(NamedTuple):
     """What a forward scan works on: numbers, and the arrays described in `scan` or, in compiled code, their addresses.
 
     kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; block: time steps whose input
-    product is done at once; shared: whether all panels share one scratch tile; lengths [B], starts [T + 1], slots [T +
-    2]: int64; I, P: sizes of the input and of what is fed back; ld: of a row of y, of which this direction's part
-    begins at `column`; w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid and bias_mid of the second product; rows:
-    of one given number, of one inner state; step_given: whether given numbers differ by time step; ld_middle: of a row
-    of middle.
+    product is done at once; shared: whether all panels share one scratch tile; turn: 1 if the first step takes the
+    last panel first; lengths [B], starts [T + 1], slots [T + 2]: int64; I, P: sizes of the input and of what is fed
+    back; ld: of a row of y, of which this direction's part begins at `column`; w_ih [J, I, .], bias [J S U W], w_hh
+    [J, P, .], w_mid and bias_mid of the second product; rows: of one given number, of one inner state; step_given:
+    whether given numbers differ by time step; ld_middle: of a row of middle.
     """
 
-    integers = 20
+    integers = 21
     kernel_ih: int
     kernel_hh: int
     kernel_mid: int
@@ -46,6 +46,7 @@ class Forward(NamedTuple):
     keep: int
     shared: int
     reverse: int
+    turn: int
     tokens: int
     T: int
     B: int
@@ -119,7 +120,7 @@ def scan_forward(shard, shards, cell, numbers):
                 beside = beside_of(cell, p, here, once, J * cell.vectors * W)
                 mid = cell.left(cell, p, here if p.keep else once, once, shard)
                 part = rows, p.H, j0, j1, q0, q1
-                team = shards if p.by_units else 1, step
+                team = shards if p.by_units else 1, step, step + p.turn
                 cell.step(cell, p, here if p.block == 1 else -1, part, at, states, beside, mid, team)
     if cell.products.narrow:
         amx.end()

@@ -86,7 +86,7 @@ def team_of(p, shard, shards):
 @jitable
 def wait(p, team, n, meetings):
     """The n-th of a step's meetings of all shards, where they divide the hidden units."""
-    shards, step = team
+    shards, step, _ = team
     if shards > 1:
         meet(integers(p.counters), shards * (step * meetings + n))
 
@@ -95,7 +95,7 @@ def wait(p, team, n, meetings):
 def turn(n, first, stop, team):
     """The n-th panel of a step, and which way the next one lies: every second step goes from the last panel to the
     first, so that weights which are larger than a core's cache are found there in part."""
-    _, step = team
+    _, _, step = team
     return (first + stop - 1 - n, -1) if step & 1 else (n, 1)
 
 

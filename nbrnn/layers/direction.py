@@ -273,8 +273,8 @@ class Direction:
             states = first
         return [*stages, *copies(whole(states), self._places(tape, 0), states)]
 
-    def scan(self, tape: Tape) -> list[Stage]:
-        """The stages of the forward scan."""
+    def scan(self, tape: Tape, turn: int = 0) -> list[Stage]:
+        """The stages of the forward scan; turn: 1 where it goes on with a sequence, after an odd number of steps."""
         steps, x, y, (given, by_step, *_), how = tape.steps, tape.x, tape.y, tape.given, tape.how
         tokens, stages, middle = x.ndim == 1, [], tape.middle
         if self.products.narrow:
@@ -283,10 +283,10 @@ class Direction:
                 x, rounding = rounded(self.products, x, 0, self.inputs, 1, 0)
                 stages = [rounding]
         return [*stages, stage(self.scans[0], how.shards, Forward(
-            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, tokens, steps.T, steps.B,
-            self.inputs, self.hidden, self.output, given.shape[1], by_step, self.reverse * self.output, y.shape[1],
-            tape.inner.shape[1], middle.shape[-1], steps.lengths, steps.starts, steps.slots, x, *tape.panels.ahead,
-            tape.panels.own, given, y, tape.inner, middle, tape.gates, tape.counters,
+            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, turn, tokens, steps.T,
+            steps.B, self.inputs, self.hidden, self.output, given.shape[1], by_step, self.reverse * self.output,
+            y.shape[1], tape.inner.shape[1], middle.shape[-1], steps.lengths, steps.starts, steps.slots, x,
+            *tape.panels.ahead, tape.panels.own, given, y, tape.inner, middle, tape.gates, tape.counters,
         ))]  # fmt: skip
 
     def _scratch(self, how: Schedule, steps: Steps, depth: int) -> np.ndarray:

@@ -334,7 +334,7 @@ class _Layer:
         self.stages = []
         for turn, steps in enumerate((there, back)):
             self.tape.x, self.tape.steps = x[turn], steps
-            self.stages.append(part.scan(self.tape))
+            self.stages.append(part.scan(self.tape, turn))
 
     def states(self, turn: int) -> list[np.ndarray]:
         """The cell's states before a turn."""
