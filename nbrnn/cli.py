@@ -383,7 +383,7 @@ def _info(options: argparse.Namespace) -> int:
     from numba.core.dispatcher import Dispatcher
 
     import nbrnn.text
-    from nbrnn.kernels import jit, simd
+    from nbrnn.kernels import jit, schedule, simd
 
     # Numba keeps a function's code in a folder that belongs to the file of its source.
     modules = [module for name, module in sys.modules.items() if name.startswith("nbrnn.")]
@@ -398,6 +398,7 @@ def _info(options: argparse.Namespace) -> int:
         "Numba": numba.__version__,
         "llvmlite": llvmlite.__version__,
         "vectors": f"{simd.instruction_set()}, {simd.VECTOR_BYTES} bytes",
+        "second cache": f"{schedule.second_cache() / 2**20:g} MB",
         "threads": f"{jit.get_num_threads()} ({jit.threading_layer()})",
         "compiled code": f"{sum(files) / 1e6:.1f} MB in {len(files)} files",
         "kept in": kept,

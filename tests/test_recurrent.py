@@ -427,9 +427,23 @@ def test_every_schedule_gives_the_same_bits(cell, dtype, tokens, monkeypatch):
         assert_agree(results[0], by_oracle(problem), BOUND[dtype])
 
 
+def with_caches(megabytes, folder, monkeypatch):
+    """Let schedules be those of another machine."""
+    for index, (level, kind, size) in enumerate([(1, "Data", "48K"), (1, "Instruction", "32K"), (2, "Unified", None)]):
+        here = folder / f"index{index}"
+        here.mkdir(parents=True)
+        for name, text in {"level": level, "type": kind, "size": size or f"{1024 * megabytes}K"}.items():
+            (here / name).write_text(f"{text}\n")
+    found = schedule.second_cache.__wrapped__(folder)
+    assert found == megabytes << 20
+    monkeypatch.setattr(schedule, "second_cache", lambda: found)
+    monkeypatch.setattr(schedule, "choose", schedule.choose.__wrapped__)
+
+
 @pytest.mark.parametrize(("T", "B", "kind"), [(2, 1, "serial"), (50, 32, "batch"), (50, 1, "units")])
-def test_explain_names_the_schedule_and_the_bits_are_those_of_one_thread(T, B, kind):
+def test_explain_names_the_schedule_and_the_bits_are_those_of_one_thread(T, B, kind, tmp_path, monkeypatch):
     needs_threads(2)
+    with_caches(2, tmp_path, monkeypatch)
     problem = make_problem("lstm", T=T, B=B, I=8, H=8 if kind == "serial" else 200)
     assert f"forward: {kind}" in problem.layer.explain(T, B)
     assert f"backward: {kind}" in problem.layer.explain(T, B)
@@ -439,9 +453,23 @@ def test_explain_names_the_schedule_and_the_bits_are_those_of_one_thread(T, B, k
     assert_same_bits(on_two, by_layer(problem))
 
 
-@pytest.mark.parametrize(("B", "I", "at_once"), [(16, 200, True), (16, 8, False), (17, 200, False)])
-def test_with_few_rows_and_large_weights_the_input_product_of_several_steps_is_one(B, I, at_once):
+def test_weights_that_a_smaller_cache_cannot_hold_are_divided(tmp_path, monkeypatch):
     needs_threads(2)
+    for megabytes, kind in (1, "units"), (2, "batch"):
+        with_caches(megabytes, tmp_path / kind, monkeypatch)
+        plan = nbrnn.LSTM(64, 256).explain(35, 32)  # a megabyte of recurrent weights
+        assert f"forward: {kind}" in plan
+        assert f"backward: {kind}" in plan
+        monkeypatch.undo()
+    assert schedule.second_cache.__wrapped__(tmp_path / "nothing") == 2 << 20
+
+
+@pytest.mark.parametrize(("B", "I", "at_once"), [(16, 200, True), (16, 8, False), (17, 200, False)])
+def test_with_few_rows_and_large_weights_the_input_product_of_several_steps_is_one(
+    B, I, at_once, tmp_path, monkeypatch
+):
+    needs_threads(2)
+    with_caches(2, tmp_path, monkeypatch)
     problem = make_problem("lstm", T=9, B=B, I=I, H=200)
     plan = problem.layer.explain(9, B)
     assert "forward: batch" in plan

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 from nbrnn.kernels.jit import get_num_threads, threading_layer
 
@@ -19,8 +20,10 @@ REGION_WORK = {"omp": 300_000, "tbb": 500_000, "workqueue": 10_000_000}
 STEP_WORK = 60_000
 # Rows that a thread needs for its register tiles to run at speed.
 ROWS = 4
-# Bytes of recurrent weights that a core keeps in its own cache, and rows that are worth fetching them from farther.
-CACHE, CACHE_ROWS = 1_500_000, 24
+# Where Linux tells of the caches, and the bytes of a second one where nobody does.
+CACHES, SECOND = Path("/sys/devices/system/cpu/cpu0/cache"), 2 << 20
+# Of a core's second cache, the part that weights can have; rows that are worth fetching weights from farther.
+SHARE, CACHE_ROWS = 0.75, 24
 # Rows of several time steps that the input product takes at once where a step has few, and how many are few for a
 # thread that has a part of the rows, and weights that fill its cache.
 BLOCK_ROWS, FEW_ROWS = 128, 8
@@ -55,6 +58,19 @@ class Schedule:
         return self.kind == "units"
 
 
+@lru_cache(maxsize=1)
+def second_cache(folder: Path = CACHES) -> int:
+    """Bytes of a core's second cache."""
+    for index in sorted(folder.glob("index*")):
+        try:
+            level, kind, size = ((index / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        if level == "2" and kind != "Instruction" and size.endswith("K"):
+            return int(size[:-1]) << 10
+    return SECOND
+
+
 @lru_cache(maxsize=1024)
 def choose(
     T: int, B: int, step_work: int, weights: int, inputs: int, panels: int, threads: int, layer: str
@@ -82,10 +98,11 @@ def choose(
         return Schedule("serial", 1, serial, "one thread")
     if work < REGION_WORK[layer]:
         return Schedule("serial", 1, serial, f"{work:,} operations are not worth a parallel region")
-    heavy = weights > CACHE and B < CACHE_ROWS * threads
+    cache = SHARE * second_cache()
+    heavy = weights > cache and B < CACHE_ROWS * threads
     if B >= ROWS * threads and not (heavy and panels >= threads):
-        if B > FEW_ROWS * threads or weights + inputs <= CACHE:
-            block = min(T, BLOCK) if weights + inputs > 2 * CACHE else 1
+        if B > FEW_ROWS * threads or weights + inputs <= cache:
+            block = min(T, BLOCK) if weights + inputs > 2 * cache else 1
         return Schedule("batch", threads, block, f"{B} rows are at least {ROWS} for each thread")
     if panels >= threads and B * step_work >= STEP_WORK:
         words = f"{weights:,} bytes of weights for {B} rows" if heavy else f"{B} rows are few"
