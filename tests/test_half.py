@@ -56,7 +56,8 @@ def as_rows(x, pieces=(0, 1, 0)):
 def as_panels(weight):
     """Panels for a product with the transposed weight, and for one with the weight."""
     (N, K), P = weight.shape, gemm.padded(1, F4)
-    ahead, back = HALF.panels(gemm.panels(N, F4), K, P), HALF.panels(gemm.panels(K, F4), N, P)
+    shapes = HALF.panels(gemm.panels(N, F4), K, P), HALF.panels(gemm.panels(K, F4), N, P)
+    ahead, back = (np.empty(shape, np.uint16) for shape in shapes)
     none, nothing, no_order = np.empty((0, 0, P, 2), np.uint16), np.empty((0, 1), F4), np.empty(0, np.int64)
     bias = np.empty((len(ahead), P), F4)
     order = gemm.plain_order(N, F4)

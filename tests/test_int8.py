@@ -55,7 +55,7 @@ def integers_of(rows, depth):
 def as_panels(weight):
     """Panels for a product with the transposed weight."""
     (N, K), P = weight.shape, gemm.padded(1, F4)
-    panels, order = INT8.panels(gemm.panels(N, F4), K, P), gemm.plain_order(N, F4)
+    panels, order = np.empty(INT8.panels(gemm.panels(N, F4), K, P), np.int8), gemm.plain_order(N, F4)
     panels[...] = -1
     nothing, none, vector = np.empty((0, 1), F4), np.empty((0, 0, P, 4), np.int8), np.empty(0, F4)
     bias = np.empty((len(panels), P), F4)
@@ -170,7 +170,7 @@ def test_products_are_those_of_the_integers_to_the_last_bit(M, K, N):
 def test_panels_of_every_width_and_results_in_place(vectors):
     K, M, P = 70, 35, tiles.panel_width(vectors, F4)
     x, weight = normal(M, K), normal(P, K, seed=1)
-    panel, none, vector = INT8.panels(1, K, P), np.empty((0, 0, P, 4), np.int8), np.empty(0, F4)
+    panel, none, vector = np.empty(INT8.panels(1, K, P), np.int8), np.empty((0, 0, P, 4), np.int8), np.empty(0, F4)
     nothing, bias = np.empty((0, 1), F4), np.empty((1, P), F4)
     pack_layer(INT8)(1, weight, np.arange(P), panel, nothing, np.empty(0, np.int64), none, vector, vector, 0, bias)
     (left, row_scales), (right, scales) = rounded(x), rounded(weight)

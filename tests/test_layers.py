@@ -695,6 +695,35 @@ def test_a_frozen_linear_layer_is_packed_once():
     assert_same_bits({"y": layer(x)[0]}, {"y": want})
 
 
+@pytest.mark.parametrize("make", [lambda: nbrnn.Linear(9, 70, seed=0), lambda: nbrnn.GRU(9, 70, seed=0)])
+def test_gradients_of_a_frozen_layer_leave_its_outputs(make):
+    """The way back packs the weights anew, into memory that those of the way forward had."""
+    layer, x = make().freeze(), normal(5, 4, 9, dtype="float32")
+    want = layer(x)[0]
+    for _ in range(2):
+        y, _, pullback = layer.vjp(x)
+        dx, _, _ = pullback(np.ones_like(y))
+        assert_same_bits({"y": y, "y of inference": layer(x)[0]}, {"y": want, "y of inference": want})
+        assert np.isfinite(dx).all()
+        assert dx.any()
+
+
+def test_packed_weights_of_both_ways_share_their_memory_but_not_those_of_pieces():
+    def rooms(layer, tokens=False):
+        x = np.zeros((9, 2), int) if tokens else np.zeros((9, 2, 8), "f4")
+        y, _, pullback = layer.vjp(x)
+        pullback(y)
+        (part,) = layer._parts
+        panels = (part._spare_panels or [part._spare[True][-1].panels])[-1]
+        return panels.ahead, panels.carry.back
+
+    for layer in (nbrnn.LSTM(8, 64), nbrnn.LSTM(8, 64, recompute=3)):
+        ahead, back = rooms(layer)
+        for one, other in (ahead.w_hh, back.w_hh), (ahead.w_ih, back.w_ih):
+            assert np.shares_memory(one, other) == (not layer.recompute)
+    assert len(rooms(nbrnn.LSTM(8, 64), tokens=True)[1].w_ih) == 0
+
+
 def test_what_changes_between_thawing_and_freezing_is_seen():
     layer, x = nbrnn.GRU(3, 4, seed=0).freeze(), normal(5, 2, 3, dtype="float32")
     before = layer(x)[0]

@@ -29,6 +29,12 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[first : first + count].reshape(shape)
 
 
+def in_turn(*shapes: tuple[int, ...], dtype: Any) -> list[np.ndarray]:
+    """Arrays in the same memory, of which one is needed at a time."""
+    memory = empty((max(map(math.prod, shapes)),), dtype)
+    return [memory[: math.prod(shape)].reshape(shape) for shape in shapes]
+
+
 class _Block:
     """Memory of an array; when the last array in it is gone, another one of its size may have it.
 

@@ -16,7 +16,6 @@ from nbrnn.kernels import half, half_gemm, int8, tiles
 from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.gemm import pack_bias
 from nbrnn.kernels.jit import Kernel, jitable
-from nbrnn.kernels.memory import empty
 from nbrnn.kernels.simd import lanes_of, load, pointer, shift
 
 
@@ -63,10 +62,10 @@ class Products(Constants):
         """Whether factors are rounded."""
         return int(self.round_rows is not None)
 
-    def panels(self, count: int, depth: int, columns: int) -> np.ndarray:
-        """Room for panels: [count, depth, columns], narrow ones with a group behind that."""
+    def panels(self, count: int, depth: int, columns: int) -> tuple[int, ...]:
+        """The shape of panels: [count, depth, columns], narrow ones with a group behind that."""
         shape = count, self.column(depth) // self.group, columns, self.group
-        return empty(shape if self.narrow else shape[:3], self.number.dtype)
+        return shape if self.narrow else shape[:3]
 
 
 # ------------------------------------------------------------------ the kinds

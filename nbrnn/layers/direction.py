@@ -67,6 +67,7 @@ class Panels:
     """The packed weights of one direction, and what the way back through them needs."""
 
     ahead: Ahead
+    back: Back  # in the memory of those ahead, unless pieces of a sequence need both in turn
     own: np.ndarray  # [., J U W], the cell's own parameters as the equations take them
     carry: Carry | None = None
     # The stages that fill them
@@ -337,19 +338,19 @@ class Direction:
     # -------------------------------------------------------------- packed weights
 
     def take_panels(self) -> Panels:
-        """Room for packed weights, perhaps that of an earlier call."""
+        """Room for the packed weights of several pieces of a sequence, perhaps that of an earlier call."""
         try:
             return self._spare_panels.pop()
         except IndexError:
-            return self.new_panels()
+            return self.new_panels(apart=True)
 
     def release_panels(self, panels: Panels) -> None:
         """Let a later call have this room."""
         self._spare_panels.append(panels)
 
-    def new_panels(self) -> Panels:
+    def new_panels(self, apart: bool = False) -> Panels:
         own = zeros((self.layout.own, self.packing.panels * self.packing.units), self.dtype)
-        return Panels(self.packing.forward(self.inputs, self.projected), own)
+        return Panels(*self.packing.rooms(self.inputs, self.projected, apart), own)
 
     def pack(self, params: Parameters, panels: Panels) -> Panels:
         """Bring the parameters as they are now into the panels."""
@@ -412,8 +413,7 @@ class Direction:
             sizes = np.cumsum([math.prod(shape) for shape in shapes])
             memory = empty((int(sizes[-1]),), self.dtype)
             pieces = (piece.reshape(shape) for piece, shape in zip(np.split(memory, sizes[:-1]), shapes))
-            known = carry is not None and carry.tokens == tokens
-            back = carry.back if known else self.packing.backward(0 if tokens else self.inputs, self.projected)
+            back = panels.back._replace(w_ih=panels.back.w_ih[:0]) if tokens else panels.back
             carry = panels.carry = Carry(memory, *pieces, back, tokens)
         return carry
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from nbrnn.kernels import gemm, half_gemm
 from nbrnn.kernels.jit import Prepared, Stage, get_num_threads, prepare, stage
-from nbrnn.kernels.memory import empty, zeros
+from nbrnn.kernels.memory import empty, in_turn, zeros
 from nbrnn.kernels.products import products_of
 from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width
@@ -25,7 +25,7 @@ class _Room:
     """Packed weights, and the stages that were last run on them."""
 
     packed: np.ndarray  # [., I, .]
-    packed_back: np.ndarray  # [., O, .]
+    packed_back: np.ndarray  # [., O, .], in the same memory
     start: np.ndarray  # the bias
     zeros: np.ndarray
     frozen: object | None = None  # what said of the parameters that they were, when they were packed
@@ -133,6 +133,7 @@ class Linear(Pointwise):
             P = panel_width(VECTORS, self.dtype)
             shapes = (self.output_size, self.input_size), (self.input_size, self.output_size)
             panels = (self._kind.panels(gemm.panels(N, self.dtype), K, P) for N, K in shapes)
+            panels = in_turn(*panels, dtype=self._kind.number.dtype)
             starts = (zeros((gemm.padded(N, self.dtype),), self.dtype) for N, _ in shapes)
             return _Room(*panels, *starts)
 
@@ -155,6 +156,7 @@ class Linear(Pointwise):
     def _backward(self, x: np.ndarray, dy: np.ndarray, grads: Parameters) -> np.ndarray:
         """dW = dy^T x and db = sum of dy into `grads`; dx = dy W."""
         room, dx = self._take(), empty((len(x), self.input_size), self.dtype)
+        room.frozen = None  # nothing packed is left in it
         key = len(x), self.params.flat, grads.flat, get_num_threads()
         room.back = prepare(room.back, key, [x, dy, dx], (), lambda: self._stages_back(room, x, dy, dx, grads))
         room.back.stages.run()

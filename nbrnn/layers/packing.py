@@ -16,7 +16,7 @@ from nbrnn.cells.cell import Cell
 from nbrnn.kernels import gemm, half_gemm, products
 from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.jit import Stage, stage
-from nbrnn.kernels.memory import empty, zeros
+from nbrnn.kernels.memory import empty, in_turn, zeros
 from nbrnn.kernels.products import Products, round_matrix
 from nbrnn.kernels.scan import Layout
 from nbrnn.kernels.schedule import shards_for
@@ -111,26 +111,25 @@ class Packing:
         ]  # fmt: skip
         return np.concatenate(runs) if runs else np.empty((0, 4), np.int64)
 
-    def forward(self, inputs: int, projected: bool) -> Ahead:
-        """Room for what a scan streams."""
-        layout, units, J, dtype = self.layout, self.units, self.panels, self.dtype
-        w_ih = self.products.panels(J, inputs, layout.inputs * units)
-        w_hh = self.products.panels(J, self.output, layout.recurrent * units)
-        Q, P = gemm.panels(self.output, dtype), panel_width(VECTORS, dtype)
-        shape = (Q, self.hidden, P) if projected else (J * bool(layout.second), self.hidden, layout.second * units)
-        bias = empty((J, layout.slots * units), dtype)
-        return Ahead(w_ih, bias, w_hh, empty(shape, dtype), empty((Q * projected, 1, P), dtype))
-
-    def backward(self, inputs: int, projected: bool) -> Back:
-        """Room for what a scan streams on its way back."""
-        P, layout, dtype = panel_width(VECTORS, self.dtype), self.layout, self.dtype
-        Q = gemm.panels(self.output, dtype)
-        w_hh = self.products.panels(Q if layout.recurrent else 0, len(self.recurrent_order), P)
-        shape = Q if layout.second else 0, len(self.second_order)
+    def rooms(self, inputs: int, projected: bool, apart: bool) -> tuple[Ahead, Back]:
+        """Room for what a scan streams, and for what it streams on its way back: the same memory, unless `apart`."""
+        layout, units, J, dtype, narrow = self.layout, self.units, self.panels, self.dtype, self.products.number.dtype
+        panels, second, P = self.products.panels, bool(layout.second), panel_width(VECTORS, self.dtype)
+        I, Q = gemm.panels(inputs, dtype), gemm.panels(self.output, dtype)
+        ih = panels(J, inputs, layout.inputs * units), panels(I, len(self.input_order), P)
+        hh = (
+            panels(J, self.output, layout.recurrent * units),
+            panels(Q if layout.recurrent else 0, len(self.recurrent_order), P),
+        )
+        mid = (J * second, self.hidden, layout.second * units), (Q * second, len(self.second_order), P)
         if projected:
-            shape = gemm.panels(self.hidden, dtype), self.output
-        w_ih = self.products.panels(gemm.panels(inputs, dtype) if inputs else 0, len(self.input_order), P)
-        return Back(w_hh, empty((*shape, P), dtype), w_ih)
+            mid = (Q, self.hidden, P), (gemm.panels(self.hidden, dtype), self.output, P)
+        (w_ih, back_ih), (w_hh, back_hh), (w_mid, back_mid) = (
+            [empty(shape, kind) for shape in shapes] if apart else in_turn(*shapes, dtype=kind)
+            for shapes, kind in ((ih, narrow), (hh, narrow), (mid, dtype))
+        )
+        biases = empty((J, layout.slots * units), dtype), empty((Q * projected, 1, P), dtype)
+        return Ahead(w_ih, biases[0], w_hh, w_mid, biases[1]), Back(back_hh, back_mid, back_ih)
 
     def pack(self, weights: Weights, into: Ahead) -> list[Stage]:
         """The stages that pack weights for a scan."""
