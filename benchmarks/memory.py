@@ -36,6 +36,7 @@ import numpy as np
 from peers import ANCHORS, ENGINES, GATES, MODELS, Engine, geometric_mean, serve
 
 import nbrnn
+from nbrnn.kernels import memory
 
 # ------------------------------------------------------------------ long sequences
 
@@ -113,8 +114,9 @@ def resident(name):
 
 
 def give_back():
-    """Free memory goes to the system, as far as the C library can tell it to."""
+    """Free memory goes to the system, as far as the C library can tell it to, also what is kept for later arrays."""
     gc.collect()
+    memory._spare.clear()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
     if trim:
         trim(0)
