@@ -151,8 +151,10 @@ def test_info_names_versions_the_machine_and_the_cache(model):
         assert words in out
     folder = Path(re.search(r"^kept in +(.+)$", out, re.M)[1])
     size = sum(file.stat().st_size for file in folder.rglob("*.nb[ci]")) / 1e6
-    assert np.isclose(float(re.search(r"([\d.]+) MB", out)[1]), size, rtol=0.1)
+    assert np.isclose(float(re.search(r"^compiled code +([\d.]+) MB", out, re.M)[1]), size, rtol=0.1)
     assert size > 0.1
+    cache = float(re.search(r"^second cache +([\d.]+) MB", out, re.M)[1])
+    assert 0.1 < cache < 100
     for name in ["nbrnn", "Python", "SciPy", "llvmlite", "threads"]:
         assert re.search(rf"^{name} +\S", out, re.M)
 
