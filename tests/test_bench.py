@@ -78,8 +78,8 @@ def test_an_engine_in_a_process_of_its_own_is_timed(work):
 
 
 def test_a_round_in_which_all_were_slow_leaves_the_ratio():
-    first = [[2.0, 1.0], [5.0, 6.0], [1.0]]
-    assert times_of([[3.0, 4.0], [15.0, 20.0], [4.0]], first) == (3000.0, 4000.0, 3.0)
+    first = [[4.0, 2.0], [10.0, 12.0], [1.0]]
+    assert times_of([[6.0, 8.0], [30.0, 40.0], [3.5]], first) == (3500.0, 8000.0, 3.0)
 
 
 def test_an_engine_that_ends_says_on_what():
