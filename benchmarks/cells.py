@@ -8,8 +8,9 @@ A case is a cell and perhaps an option. All of ours run in one process and in tu
 rounds of each at a time. The cells in PyTorch are the same equations, evaluated step by step by its autograd; compiled,
 a step is one function that went through torch.compile (which needs a C++ compiler, and a minute for each case).
 
-"Of the peak" is the share of what our own tile does on data in the nearest cache, measured between the rounds. What
-PyTorch takes times that share is the most that anyone could be faster.
+"Of the peak" is the share of what our own tile does on data in the nearest cache, measured between the rounds. How
+many times PyTorch is slower, divided by that share, is the most that anyone could reach. "Time per operation" is that
+of best times and, in brackets, the median over parts of the rounds.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ in turn: on a busy machine only the ratios of one run mean something. PyTorch, O
 where they are installed, in the work they can do; `nbrnn/bench/engines.py` says what a case is and how threads are set.
 
 A row shows each engine's best and median time in milliseconds, the ratio of the fastest other engine to nbrnn, the
-useful GFLOP/s of our best time, and its share of the peak: of what our own tile does on data in the nearest cache, on
-as many threads, measured in the same process before each table. There are two ratios: that of the best times, and the
-median over all rounds of the ratio of the best times of one round. It stands above the table for one
+useful GFLOP/s of our best time, and its share of the peak. There are two ratios: that of the best times, and the median
+over all rounds of the ratio of the best times of one round. The peak is what our own tile does on data in the nearest
+cache, on as many threads, measured in the same process before each table. It stands above the table for one
 thread too: where two reach well below twice as much, other work holds a core, the share is too high, and engines whose
 threads wait for each other look slower than they are. The last lines are geometric means.
 
