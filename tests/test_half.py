@@ -9,12 +9,12 @@ import numpy as np
 import oracle
 import pytest
 from test_gemm import SHARDS, some_order
-from test_recurrent import by_layer, by_oracle, make_problem
+from test_recurrent import by_layer, by_oracle, by_threes, make_problem
 from test_widths import PROCESSORS
 
 import nbrnn
 from nbrnn.cells.cell import CELLS
-from nbrnn.kernels import gemm, half, half_gemm
+from nbrnn.kernels import gemm, half, half_gemm, schedule
 from nbrnn.kernels.amx import BEHIND
 from nbrnn.kernels.memory import zeros
 from nbrnn.kernels.products import HALF, pack_layer, round_matrix
@@ -215,6 +215,14 @@ def test_results_agree_with_the_oracle_that_rounds(cell, options, rounding, requ
     # A number that lies at a tie goes up here and down there now and then, which is what the bound leaves room for.
     assert {name: error for name in got if (error := distance(got[name], near[name])) > 1e-3} == {}
     assert max(distance(got[name], far[name]) for name in got) > 1e-3
+
+
+def test_gradients_block_by_block_differ_by_rounding_alone(monkeypatch):
+    sizes = {"T": 7, "B": 19, "I": 37, "H": 33, "dtype": "float32", "products": "bfloat16"}
+    want, problem = by_layer(make_problem("lstm", **sizes)), make_problem("lstm", **sizes)
+    monkeypatch.setattr(schedule, "blocks_back", by_threes)
+    got = by_layer(problem)
+    assert {name: error for name in want if (error := distance(got[name], want[name])) > 1e-6} == {}
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 200])

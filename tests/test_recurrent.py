@@ -480,6 +480,65 @@ def test_with_few_rows_and_large_weights_the_input_product_of_several_steps_is_o
     assert_same_bits(on_two, by_layer(problem))
 
 
+# ------------------------------------------------------------------ blocks of the way back
+
+
+BLOCKS_BACK = schedule.blocks_back
+
+
+def by_threes(T, tape, gradients):
+    return [(max(0, stop - 3), stop) for stop in range(T, 0, -3)] or [(0, 0)]
+
+
+def in_blocks_and_whole(cell, monkeypatch, lengths=None, **options):
+    """The results of a layer that adds to the gradients of weights after every three steps, and of one that has all."""
+    want, problem = by_layer(make_problem(cell, **options), lengths=lengths), make_problem(cell, **options)
+    monkeypatch.setattr(schedule, "blocks_back", by_threes)
+    assert "gradients of weights after every 3 steps" in problem.layer.explain(7, 5)
+    return by_layer(problem, lengths=lengths), want
+
+
+@CELL_AND_TOKENS
+@pytest.mark.parametrize("lengths", [None, [3, 7, 0, 6, 7]], ids=["even", "ragged"])
+def test_gradients_of_weights_block_by_block_have_the_same_bits(cell, tokens, lengths, monkeypatch):
+    sizes = {"T": 7, "B": 5, "H": 9, "num_layers": 2, "tokens": tokens}
+    assert_same_bits(*in_blocks_and_whole(cell, monkeypatch, lengths, **sizes))
+
+
+@pytest.mark.parametrize("options", [{"proj_size": 3}, {"learn_state": True, "stateless": True}, {"recompute": 4}])
+def test_nor_do_options_change_bits_of_blocks(options, monkeypatch):
+    assert_same_bits(*in_blocks_and_whole("lstm", monkeypatch, T=7, B=5, H=9, **options))
+
+
+def test_threads_that_divide_hidden_units_meet_anew_in_every_block(monkeypatch):
+    needs_threads(2)
+    everything_parallel(monkeypatch)
+    monkeypatch.setattr(schedule, "choose", lambda *args: Schedule("units", 2, 2, "forced"))
+    for cell in ("gru_reset_before", "lstm"):
+        assert_same_bits(*in_blocks_and_whole(cell, monkeypatch, T=8, B=5, H=150))
+        monkeypatch.setattr(schedule, "blocks_back", BLOCKS_BACK)
+
+
+def test_blocks_of_the_second_direction_begin_at_its_end(monkeypatch):
+    got, want = in_blocks_and_whole("lstm", monkeypatch, T=7, B=5, bidirectional=True)
+    # The sums of its weights take the blocks in another order; nothing else is a sum over time.
+    names = [name for name in got if "reverse" in name]
+    assert names
+    assert_same_bits(*({name: some[name] for name in some if name not in names} for some in (got, want)))
+    assert_agree(*({name: some[name] for name in names} for some in (got, want)), BOUND["float64"])
+
+
+@given(T=st.integers(0, 50), row=st.integers(1, 10**6), gradients=st.integers(0, 10**7))
+def test_blocks_take_all_steps_from_the_last_one_on(T, row, gradients):
+    blocks = schedule.blocks_back(T, T * row, gradients)
+    steps = [step for first, stop in blocks for step in reversed(range(first, stop))]
+    assert steps == list(reversed(range(T)))
+    least = max(schedule.BLOCK_CACHES * schedule.second_cache(), gradients)
+    assert len(blocks) == 1 or (blocks[0][1] - blocks[0][0]) * row >= least
+    # Nor are they much larger than needed, or than one step.
+    assert max(stop - first for first, stop in blocks) * row <= 2 * least + row
+
+
 # ------------------------------------------------------------------ NaN
 
 

@@ -25,9 +25,9 @@ SPINS, YIELDS = 2000, 200
 _yield = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
 
-def new_counters() -> np.ndarray:
-    """The counters of one region, int64 zeros."""
-    return np.zeros(3 * LINE, np.int64)
+def new_counters(regions: int) -> np.ndarray:
+    """The counters of some regions, one row for each: int64 zeros."""
+    return np.zeros((regions, 3 * LINE), np.int64)
 
 
 @intrinsic

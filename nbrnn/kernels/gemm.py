@@ -276,11 +276,12 @@ def gradient_by(
 
 @sharded
 def gradient_with_tokens(
-    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, tokens, token_runs, dw, db, token_dw, token_db
-):
+    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, tokens, first, token_runs, dw, db, token_dw,
+    token_db,
+):  # fmt: skip
     """The gradient of one side, and the same where x holds the one-hot rows of `tokens`.
 
-    tokens: [M] integers in [0, N).
+    tokens: integers in [0, N), M of them from element `first` on.
     """
     sides = (pointer(x, offset), ldx, rows, dw.shape[1], dw, db), (pointer(x, 0), 0, rows, 0, dw, db)
     share = _share(s, shards, dy, runs, sides)
@@ -288,7 +289,7 @@ def gradient_with_tokens(
     sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
         _gradient_block(WHOLE, kernel, dy, k, runs, piece, step, add, sides, share, scratch)
-        _token_block(s, shards, dy, k, tokens, token_runs, sums, places)
+        _token_block(s, shards, dy, k, tokens, first, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
 
@@ -482,12 +483,12 @@ def _token_sums(s, shards, dy, runs, piece, step, add, dw):
 
 
 @jitable
-def _token_block(s, shards, dy, k, tokens, runs, sums, places):
+def _token_block(s, shards, dy, k, tokens, start, runs, sums, places):
     """Add DEPTH rows of dy, k before the end, to the sums of their tokens."""
     W, ldy, first = lanes_of(pointer(dy, 0)), dy.shape[1], len(runs) * s // shards
     _, N, P = sums.shape
     for m in range(len(dy) - 1 - k, max(-1, len(dy) - 1 - k - DEPTH), -1):
-        token = tokens[m]
+        token = tokens[start + m]
         for r in range(len(sums)):
             count, one = runs[first + r, 1], pointer(sums, (r * N + token) * P)
             for v in range((count + W - 1) // W):

@@ -45,17 +45,19 @@ PART = 512  # steps of depth of a product that are taken at once
 class Backward(NamedTuple):
     """What a backward scan works on; see `Forward`.
 
-    dy: [N, D P]; w_hh, w_mid: the weights of the recurrent and of the second
-    product, transposed, in plain panels, their depth in the order of the tape; dh: [B, ld_dh] and dinner: [., B, H]
-    hold the gradients of the last state, and of the first one afterwards; dmiddle: [B, ld_dmiddle], scratch; dz: [N,
-    P], the gradient of what a projection gives; down: [., B, J U W], to which the gradients of own parameters are
-    added.
+    first, stop: the steps that it goes through, in the order of the way forward; dy: [N, D P]; w_hh, w_mid: the weights
+    of the recurrent and of the second product, transposed, in plain panels, their depth in the order of the tape; dh:
+    [B, ld_dh] and dinner: [., B, H] hold the gradients of the last state, and of the first one afterwards; dmiddle: [B,
+    ld_dmiddle], scratch; dz: [N, P], the gradient of what a projection gives; down: [., B, J U W], to which the
+    gradients of own parameters are added; counters: zeros.
     """
 
-    integers = 15
+    integers = 17
     kernel: int
     by_units: int
     reverse: int
+    first: int
+    stop: int
     T: int
     B: int
     H: int
@@ -112,7 +114,7 @@ def scan_backward(shard, shards, cell, numbers):
     g_m, ld_down = J * g_j, J * units
     if cell.products.narrow:
         amx.begin()
-    for step in range(p.T - 1, -1, -1):
+    for step in range(p.stop - 1, p.first - 1, -1):
         t = p.T - 1 - step if p.reverse else step
         now, last = element(starts, t), element(starts, t + 1)
         rows = min(hi, last - now) - lo
@@ -132,7 +134,7 @@ def scan_backward(shard, shards, cell, numbers):
                 floats(cell, p.dz, here * p.P),
             )  # fmt: skip
             part = rows, p.H, j0, j1, p0, p1, q0, q1
-            team = shards if p.by_units else 1, p.T - 1 - step, p.T - 1 - step
+            team = shards if p.by_units else 1, p.stop - 1 - step, p.T - 1 - step
             cell.step_back(cell, p, part, at, states, gradients, beside, mid, team)
     if cell.products.narrow:
         amx.end()

@@ -30,6 +30,8 @@ BLOCK_ROWS, FEW_ROWS = 128, 8
 # Time steps whose input product is done at once where all weights are far larger than a core's cache: its weights need
 # not be fetched for each step.
 BLOCK = 4
+# Second caches that the tape of a block of steps fills on the way back.
+BLOCK_CACHES = 2
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,17 @@ def choose(
     if B >= 2 * threads:
         return Schedule("batch", threads, 1, f"{B} rows can be divided, {panels} panels of hidden units can not")
     return Schedule("serial", 1, serial, "too few rows and too small a step to divide")
+
+
+def blocks_back(T: int, tape: int, gradients: int) -> list[tuple[int, int]]:
+    """From which time step to which the way back goes, block by block from the last step on, before it adds to the
+    gradients of the weights: while it still has the tape of the block in its caches.
+
+    tape, gradients: their bytes. How many blocks there are does not depend on threads, since results must not.
+    """
+    count = max(1, tape // max(BLOCK_CACHES * second_cache(), gradients))
+    length = max(1, -(-T // count))
+    return [(max(0, stop - length), stop) for stop in range(T, 0, -length)] or [(0, 0)]
 
 
 def shards_for(work: int) -> int:

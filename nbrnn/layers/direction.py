@@ -1,8 +1,8 @@
 """One layer in one direction: the scan, and all that is around it.
 
 forward     pack -> first states -> input product and scan, panel by panel -> last states
-backward    pack -> gradients of the last states -> scan -> weight, bias and input gradients, each one big product ->
-            gradients of the first states and of the cell's own parameters
+backward    pack -> gradients of the last states -> block by block, from the last steps on: scan, then weight, bias and
+            input gradients, each one big product -> gradients of the first states and of the cell's own parameters
 
 Forward and backward are one call of compiled code each. The memory that they need and the arguments of that call, a
 `Tape`, are used again by the next call with the same steps: a training loop touches no new memory.
@@ -90,6 +90,7 @@ class Tape:
     steps: Steps
     threads: int
     how: Schedule
+    blocks: list[tuple[int, int]]  # of steps of the way back, from which to which
     keep: bool
     panels: Panels
     memory: tuple[np.ndarray, ...]  # of the next four, flat
@@ -98,7 +99,7 @@ class Tape:
     middle: np.ndarray  # [N, .] or [B, .]
     gates: np.ndarray  # flat
     shared: bool  # whether all panels share one tile of gates
-    counters: np.ndarray
+    counters: np.ndarray  # of each block
     # What the last call brought
     x: np.ndarray | None = None  # [N, I], or tokens [N]
     y: np.ndarray | None = None  # [N + 2 B, D P]
@@ -202,6 +203,13 @@ class Direction:
         size = inputs * self.dtype.itemsize
         ahead = schedule.choose(T, B, 2 * (work + inputs), weights, size, panels, threads, layer)
         return ahead, schedule.choose(T, B, 2 * work, weights, 0, plain, threads, layer)
+
+    def blocks(self, steps: Steps) -> list[tuple[int, int]]:
+        """The blocks of steps of the way back: from which to which, the last ones first."""
+        size, packing = self.dtype.itemsize, self.packing
+        tape = steps.N * packing.panels * packing.columns * size
+        weights = sum(math.prod(shape) for shape in self.shapes().values()) * size
+        return schedule.blocks_back(steps.T, tape, weights)
 
     def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
         """The parameters that go into products."""
@@ -333,7 +341,9 @@ class Direction:
             for n, shape in enumerate(shapes)
         )
         arrays = (array[: math.prod(shape)].reshape(shape) for array, shape in zip(memory, shapes))
-        return Tape(steps, get_num_threads(), how, keep, panels, memory, *arrays, shared, new_counters())
+        blocks = self.blocks(steps)
+        counters = new_counters(len(blocks))
+        return Tape(steps, get_num_threads(), how, blocks, keep, panels, memory, *arrays, shared, counters)
 
     # -------------------------------------------------------------- packed weights
 
@@ -438,8 +448,8 @@ class Direction:
         given = tape.given if tape.given.steady else tape.given.by_step
         key = params.flat, grads.flat, carry, given, -1 if dlast is None else len(dlast), dfirst is None
         args = params, grads, tape, dy, dx, carry, dlast, dfirst
-        arrays = self._beside(tape, (dy, dx, *(dlast or ())))
-        tape.back = prepare(tape.back, key, arrays, dfirst or (), self._stages_back, *args)
+        arrays = self._beside(tape, (dy, *(dlast or ())))
+        tape.back = prepare(tape.back, key, arrays, (dx, *(dfirst or ())), self._stages_back, *args)
         tape.counters[:] = 0
         tape.back.stages.run()
         return None if tokens else dx
@@ -461,32 +471,52 @@ class Direction:
             into = whole([carry.dh, *carry.dinner])[self.program.hidden :]
             stages += [*self._pack_back(params, tape.panels), *copies(whole(dlast), into, dlast)]
         dz = empty((N if self.projected else 0, self.output), self.dtype)
-        dgates = tape.gates.reshape(N, packing.panels * packing.columns)
-        stages += [self._scan_back(tape, dy, dz, carry)] if N else []
-        stages += self._weight_gradients(tape, dgates, dz, self._weights(grads), dlast is None)
-        stages += [] if carry.tokens else self._input_gradient(dgates, carry.back.w_ih, dx)
+        dgates, scratch = tape.gates.reshape(N, packing.panels * packing.columns), self._scratch_back(tape)
+        for n, (first, stop) in enumerate(tape.blocks):
+            here, add = tape.steps.rows(first, stop, self.reverse), n > 0 or dlast is None
+            how = first, stop, tape.counters[n]
+            stages += [self._scan_back(tape, dy, dz, carry, scratch, *how)] if N else []
+            stages += self._weight_gradients(tape, here, dgates[here], dz[here], self._weights(grads), add)
+            stages += [] if carry.tokens else self._input_gradient(dgates[here], carry.back.w_ih, dx[here])
         return stages if dfirst is None else [*stages, *self._finish(grads, tape, carry, dfirst)]
 
-    def _scan_back(self, tape: Tape, dy: np.ndarray, dz: np.ndarray, carry: Carry) -> Stage:
-        """From the tape to the gradients of the pre-activations."""
+    def _scratch_back(self, tape: Tape) -> tuple[np.ndarray, np.ndarray]:
+        """The left factor of the second product, or where a scan rounds the rows of one step; and the gradient of that
+        factor, or of what was normalised."""
+        middle, columns = tape.middle, gemm.padded(self.hidden, self.dtype)
+        if self.products.narrow:
+            middle = self._scratch(self.schedules(tape.steps)[1], tape.steps, len(self.packing.recurrent_order))
+        if self.layout.norms:
+            columns = self.packing.panels * self.packing.columns
+        return middle, empty((tape.steps.B, columns), self.dtype)
+
+    def _scan_back(
+        self,
+        tape: Tape,
+        dy: np.ndarray,
+        dz: np.ndarray,
+        carry: Carry,
+        scratch: tuple[np.ndarray, np.ndarray],
+        first: int,
+        stop: int,
+        counters: np.ndarray,
+    ) -> Stage:
+        """From the tape of some steps to the gradients of the pre-activations."""
         steps, (given, by_step, *_), (w_hh, w_mid, _), H = tape.steps, tape.given, carry.back, self.hidden
-        _, how = self.schedules(steps)
-        narrow = self.products.narrow
-        middle = self._scratch(how, steps, len(self.packing.recurrent_order)) if narrow else tape.middle
-        columns = self.packing.panels * self.packing.columns if self.layout.norms else gemm.padded(H, self.dtype)
+        (_, how), (middle, dmiddle) = self.schedules(steps), scratch
         return stage(self.scans[1], how.shards, Backward(
-            self.packing.plain_kernel(), how.by_units, self.reverse, steps.T, steps.B, H, self.output,
+            self.packing.plain_kernel(), how.by_units, self.reverse, first, stop, steps.T, steps.B, H, self.output,
             given.shape[1], by_step, self.reverse * self.output, tape.y.shape[1], tape.inner.shape[1],
-            middle.shape[-1], carry.dh.shape[1], columns, steps.lengths, steps.starts, steps.slots, dy, w_hh, w_mid,
-            tape.panels.own, given, tape.y, tape.inner, middle, tape.gates, carry.dh, carry.dinner,
-            empty((steps.B, columns), self.dtype), dz, carry.down, tape.counters,
+            middle.shape[-1], carry.dh.shape[1], dmiddle.shape[1], steps.lengths, steps.starts, steps.slots, dy, w_hh,
+            w_mid, tape.panels.own, given, tape.y, tape.inner, middle, tape.gates, carry.dh, carry.dinner, dmiddle, dz,
+            carry.down, counters,
         ))  # fmt: skip
 
     def _weight_gradients(
-        self, tape: Tape, dgates: np.ndarray, dz: np.ndarray, dweights: Weights, add: bool
+        self, tape: Tape, here: slice, dgates: np.ndarray, dz: np.ndarray, dweights: Weights, add: bool
     ) -> list[Stage]:
-        """Everything time-parallel: dW = dgates.T @ inputs."""
-        x, y, packing, N = tape.x, tape.y, self.packing, len(dgates)
+        """Everything time-parallel, of some of the N: dW = dgates.T @ inputs."""
+        x, y, packing, N, at = tape.x, tape.y, self.packing, len(dgates), here.start
         left, gradient = (outer_kernel(VECTORS, self.dtype), dgates), gemm.gradient
         ignored = np.empty(len(dweights.weight_ih), self.dtype)
         dbias_ih, dbias_hh = (ignored if d is None else d for d in (dweights.bias_ih, dweights.bias_hh))
@@ -494,19 +524,19 @@ class Direction:
         how, work = (packing.units, packing.columns, add), 2 * N * dweight_hh.size
         # h of the step before is one slot of y earlier, in the second direction one slot later.
         ld, slot = y.shape[1], tape.steps.slot(2 * self.reverse)
-        first, rows = (slot.start, NO_ROWS) if isinstance(slot, slice) else (0, slot)
+        first, rows = (slot.start + at, NO_ROWS) if isinstance(slot, slice) else (0, slot[here])
         offset = first * ld + self.reverse * self.output
         hidden, outputs, inputs = (y, offset, ld, rows), (dweight_hh, dbias_hh), (dweights.weight_ih, dbias_ih)
         if x.ndim == 1:
-            sides, shards = (*hidden, x, packing.input_runs, *outputs, *inputs), shards_for(work)
+            sides, shards = (*hidden, x, at, packing.input_runs, *outputs, *inputs), shards_for(work)
             stages = [stage(gemm.gradient_with_tokens, shards, *left, packing.recurrent_runs, *how, *sides)]
         else:
             if self.products.narrow:
                 gradient, left = half_gemm.gradient, (packing.plain_kernel(), dgates)
-            sides, work = (*hidden, *outputs, x, 0, self.inputs, NO_ROWS, *inputs), work + 2 * N * inputs[0].size
-            shards = shards_for(work)
+            beside = x, at * self.inputs, self.inputs, NO_ROWS
+            sides, shards = (*hidden, *outputs, *beside, *inputs), shards_for(work + 2 * N * inputs[0].size)
             stages = [stage(gradient, shards, *left, packing.runs, *how, *sides)]
-        middle, none = (tape.middle, 0, self.hidden, NO_ROWS), gemm.alone(self.dtype)
+        middle, none = (tape.middle, at * self.hidden, self.hidden, NO_ROWS), gemm.alone(self.dtype)
         if self.layout.second:
             shards, side = shards_for(2 * N * self.hidden**2 * self.layout.second), (*middle, *outputs)
             stages.append(stage(gemm.gradient, shards, *left, packing.second_runs, *how, *side, *none))

@@ -516,9 +516,14 @@ class Recurrent(Module):
         lines = [f"{self.cell.name}, {self.dtype}: {simd.instruction_set()}, vectors of {simd.width(self.dtype)}"]
         if self.products:
             lines[0] += f", products of {self._parts[0].products.name}"
+        steps = even_steps(T, B)
         for (end, _), part in zip(self._ends(), self._parts):
-            for way, plan in zip(("forward", "backward"), part.schedules(even_steps(T, B))):
-                block = f", input product of {plan.block} steps at once" if plan.block > 1 and way == "forward" else ""
+            plans, (first, stop) = part.schedules(steps), part.blocks(steps)[0]
+            words = (
+                f", input product of {plans[0].block} steps at once" if plans[0].block > 1 else "",
+                f", gradients of weights after every {stop - first} steps" if first > 0 else "",
+            )
+            for way, plan, block in zip(("forward", "backward"), plans, words):
                 lines.append(f"{end[1:]} {way}: {plan.kind}, {plan.shards} thread(s){block}: {plan.reason}")
         return "\n".join(lines)
 

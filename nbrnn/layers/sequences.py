@@ -58,6 +58,11 @@ class Steps:
         """The row of each of the N."""
         return np.arange(self.N) - self.starts[self.time]
 
+    def rows(self, first: int, stop: int, reverse: int) -> slice:
+        """Which of the N are those of some steps of a scan, which may read from the end."""
+        t0, t1 = (self.T - stop, self.T - first) if reverse else (first, stop)
+        return slice(int(self.starts[t0]), int(self.starts[t1]))
+
     def slot(self, after: int) -> Rows:
         """Where each of the N finds the slot so many after its own time."""
         if self.even:
