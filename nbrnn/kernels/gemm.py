@@ -78,8 +78,9 @@ def pack_rows(s, shards, weight, order, out):
     J, K, P = out.shape
     W = lanes_of(pointer(out, 0))
     for j in range(J * s // shards, J * (s + 1) // shards):
-        for k in range(0, K, W):
-            for c in range(0, P, W):
+        for c in range(0, P, W):
+            # A few whole rows at a time: parts of many would not come from far memory in time
+            for k in range(0, K, W):
                 block = load_transposed(pointer(weight, k), pointer(order, j * P + c), K, K - k)
                 store_first(pointer(out, (j * K + k) * P + c), P, block, K - k)
 
