@@ -11,7 +11,8 @@ of them costs more than another. What is said of each sweep:
     worst step   the most by which a point's time per multiply-add exceeds that of the point before it
 
 Rounds go around all points, on one thread and on more, of a cell and a kind of work. Before a point is timed it is
-called once for nothing, since the caches hold the point before it.
+called once for nothing, since the caches hold the point before it. Among the points is the FMA peak, our own tile on
+data in the nearest cache: what threads give it, is all that they can give.
 
 --out writes what is printed to scaling.md, and the times against T, B and H to scaling.png.
 """
@@ -31,6 +32,7 @@ from tqdm import tqdm
 
 import nbrnn
 from nbrnn.bench.engines import nbrnn_case, operations
+from nbrnn.bench.peak import peak_operations
 
 CENTRE = {"T": 50, "B": 32, "H": 128}
 SWEEPS = {
@@ -40,6 +42,7 @@ SWEEPS = {
           1024),
 }  # fmt: skip
 IDEAL = {"T": 1, "B": 1, "H": 2}
+PEAK = "the FMA peak"
 LEAST = 1e-3  # shorter calls say more of the entry of a parallel region than of the second thread
 
 
@@ -53,11 +56,11 @@ def shape_at(name, size):
 
 
 def measure(work, cell, counts, rounds):
-    """{(shape, threads): (best, median)} in seconds, of all sweeps."""
+    """{(shape, threads): (best, median)} in seconds, of all sweeps and the peak."""
     shapes = dict.fromkeys(shape_at(name, size) for name, sizes in SWEEPS.items() for size in sizes)
-    cases = [(shape, threads) for shape in shapes for threads in counts]
+    cases = [(shape, threads) for shape in (*shapes, PEAK) for threads in counts]
     # Each number of threads has a layer of its own, which keeps what it prepared for them.
-    calls = [nbrnn_case(work, cell, shape, "float32", threads) for shape, threads in cases]
+    calls = [nbrnn_case("peak" if shape == PEAK else work, cell, shape, "float32", n) for shape, n in cases]
     times = [[] for _ in cases]
     with tqdm(total=rounds * len(cases), desc=f"{cell} {work}", leave=False, ncols=80, disable=None) as bar:
         for _ in range(rounds):
@@ -133,6 +136,9 @@ def threads_table(results, threads):
     yield f"\nThreads, {threads} against 1: how many times faster, where one takes more than {1e3 * LEAST:.0f} ms\n"
     yield from table("", "best (median)")
     for (work, cell), found in results.items():
+        most = peak_operations("float32", threads) / peak_operations("float32", 1)
+        best, median = (most * one / more for one, more in zip(found[PEAK, 1], found[PEAK, threads]))
+        yield f"| {cell} {work}, {PEAK} | {best:.2f} ({median:.2f}) |"
         ratios = []
         for name, sizes in SWEEPS.items():
             for size in sizes:

@@ -47,6 +47,21 @@ def test_scaling_prints_a_line_for_each_point(script, monkeypatch, capsys):
         for size in sizes:
             assert sum(line.startswith(f"| {name} {size} |") for line in lines) == 2
             assert sum(line.startswith(f"| LSTM infer, {name} {size} |") for line in lines) == 1
+    assert sum(line.startswith("| LSTM infer, the FMA peak |") for line in lines) == 1
+
+
+def test_two_threads_do_twice_the_work_of_the_peak(script, monkeypatch):
+    scaling = script("scaling")
+    monkeypatch.setattr(scaling, "SWEEPS", {"T": (2,)})
+    shape = scaling.shape_at("T", 2)
+    times = {
+        (scaling.PEAK, 1): (3.0, 3.0),
+        (scaling.PEAK, 2): (4.0, 6.0),
+        (shape, 1): (8.0, 9.0),
+        (shape, 2): (5.0, 6.0),
+    }
+    lines = list(scaling.threads_table({("infer", "GRU"): times}, 2))
+    assert lines[3:5] == ["| GRU infer, the FMA peak | 1.50 (1.00) |", "| GRU infer, T 2 | 1.60 (1.50) |"]
 
 
 # ------------------------------------------------------------------ memory.py

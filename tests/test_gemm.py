@@ -188,14 +188,14 @@ def test_gradients_of_two_pieces_added_from_the_end_are_those_of_the_whole_bit_f
     dy, x, tokens = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype), np.random.default_rng(1).integers(0, N, M)
     runs, kernel = gemm.runs_of(K, dtype), outer_kernel(4, dtype)
 
-    def piece(rows, add, out):
-        args = dy[rows].copy(), runs, 0, 0, add, x[rows].copy(), 0, N, ALL, tokens[rows].copy(), runs
+    def piece(first, stop, add, out):
+        args = dy[first:stop].copy(), runs, 0, 0, add, x, first * N, N, ALL, tokens, first, runs
         gemm.gradient_with_tokens.entry(1, kernel, *args, *out)
 
     whole, parts = (untouched((K, N), K, (K, N), K, dtype=dtype)() for _ in range(2))
-    piece(slice(None), False, whole)
-    piece(slice(cut, None), False, parts)
-    piece(slice(0, cut), True, parts)
+    piece(0, M, False, whole)
+    piece(cut, M, False, parts)
+    piece(0, cut, True, parts)
     for one, other in zip(whole, parts):
         assert_same_bits(one, other)
 
@@ -229,7 +229,7 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
     runs = [gemm.runs_of(H, dtype, (block * H, -1), slot * U, U, slots * U) for block, slot in places.items()]
     runs, shapes = np.concatenate(runs), ((3 * H, N), 3 * H)
     floats = gradient(dy, runs, U, slots * U, x, 0, N, ALL, shapes=shapes)
-    args = dy, runs, U, slots * U, False, x, 0, N, ALL, tokens, runs
+    args = dy, runs, U, slots * U, False, x, 0, N, ALL, tokens, 0, runs
     both = on_shards(gemm.gradient_with_tokens, untouched(*shapes, *shapes, dtype=dtype), *args)
     for (dw, db), right in ((floats, x), (both[:2], x), (both[2:], np.eye(N)[tokens])):
         for block, slot in places.items():
@@ -271,7 +271,7 @@ def test_gradient_with_tokens(M, K, N, dtype):
     runs = gemm.runs_of(K, dtype)
     outputs = untouched((K, 5), K, (K, N), K, dtype=dtype)
     dw, db, token_dw, token_db = on_shards(
-        gemm.gradient_with_tokens, outputs, dy, runs, 0, 0, False, x, 0, 5, ALL, tokens, runs
+        gemm.gradient_with_tokens, outputs, dy, runs, 0, 0, False, x, 0, 5, ALL, tokens, 0, runs
     )
     assert_gradient(dw, db, dy, x)
     assert_gradient(token_dw, token_db, dy, np.eye(N)[tokens])
