@@ -30,8 +30,9 @@ BLOCK_ROWS, FEW_ROWS = 128, 8
 # Time steps whose input product is done at once where all weights are far larger than a core's cache: its weights need
 # not be fetched for each step.
 BLOCK = 4
-# Second caches that the tape of a block of steps fills on the way back.
-BLOCK_CACHES = 2
+# Second caches that the tape of a block of steps fills on the way back, and how many blocks are worth their products'
+# beginnings: a tape that is not much larger stays in the third cache.
+BLOCK_CACHES, FEWEST_BLOCKS = 2, 3
 
 
 @dataclass(frozen=True)
@@ -120,8 +121,8 @@ def blocks_back(T: int, tape: int, gradients: int) -> list[tuple[int, int]]:
 
     tape, gradients: their bytes. How many blocks there are does not depend on threads, since results must not.
     """
-    count = max(1, tape // max(BLOCK_CACHES * second_cache(), gradients))
-    length = max(1, -(-T // count))
+    count = tape // max(BLOCK_CACHES * second_cache(), gradients)
+    length = max(1, -(-T // count)) if count >= FEWEST_BLOCKS else max(1, T)
     return [(max(0, stop - length), stop) for stop in range(T, 0, -length)] or [(0, 0)]
 
 
