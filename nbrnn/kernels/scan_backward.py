@@ -37,7 +37,7 @@ from nbrnn.kernels.simd import (
     store_many,
     store_padded,
 )
-from nbrnn.kernels.tiles import VECTORS, product
+from nbrnn.kernels.tiles import VECTORS, prefetch, product
 
 PART = 512  # steps of depth of a product that are taken at once
 
@@ -234,6 +234,8 @@ def step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team
             dnew = _with_output(
                 cell.output, _carried(cell, gradients, m, unit, left, H), shift(dout, m * ld + unit), left
             )
+            for slot in range(cell.slots):
+                prefetch(here, g_m + slot * units)
             normal = (fill_behind((new[cell.late] - mean) * scale, left, 0.0),)
             (one,) = cell.normal_backward(dnew, normal, load_many(here, units, W, cell.slots), prev, new, own, given)
             one = fill_behind(one, left, 0.0)
