@@ -306,8 +306,8 @@ def _backward_tile(cell, OUT, part, at, states, gradients, beside):
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
     dout, ld, W = gradients[0], states[2], lanes_of(gates)
     units = cell.vectors * W
-    for j in range(j0, j1):
-        for m in range(rows):
+    for m in range(rows):
+        for j in range(j0, j1):
             for unit in range(j * units, (j + 1) * units, W):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
                 prev, own, given = arguments(cell, m, unit, count, H, states, beside)
