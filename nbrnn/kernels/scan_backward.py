@@ -312,6 +312,8 @@ def _backward_tile(cell, OUT, part, at, states, gradients, beside):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
                 prev, own, given = arguments(cell, m, unit, count, H, states, beside)
                 new = states_after(cell, m, unit, count, H, states)
+                for slot in range(cell.kept):
+                    prefetch(here, g_m + slot * units)
                 dnew = _carried(cell, gradients, m, unit, count, H)
                 dnew = _with_output(OUT, dnew, shift(dout, m * ld + unit), count)
                 dgates, dprev, dmine = cell.backward(dnew, load_many(here, units, W, cell.kept), prev, new, own, given)
