@@ -234,7 +234,7 @@ def step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team
             dnew = _with_output(
                 cell.output, _carried(cell, gradients, m, unit, left, H), shift(dout, m * ld + unit), left
             )
-            for slot in range(cell.slots):
+            for slot in range(cell.slots):  # of the next row
                 prefetch(here, g_m + slot * units)
             normal = (fill_behind((new[cell.late] - mean) * scale, left, 0.0),)
             (one,) = cell.normal_backward(dnew, normal, load_many(here, units, W, cell.slots), prev, new, own, given)
@@ -306,14 +306,15 @@ def _backward_tile(cell, OUT, part, at, states, gradients, beside):
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
     dout, ld, W = gradients[0], states[2], lanes_of(gates)
     units = cell.vectors * W
+    # As the tape lies, row by row; the next row is asked for in time, since a step begins far from the one after it
     for m in range(rows):
         for j in range(j0, j1):
             for unit in range(j * units, (j + 1) * units, W):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
-                prev, own, given = arguments(cell, m, unit, count, H, states, beside)
-                new = states_after(cell, m, unit, count, H, states)
                 for slot in range(cell.kept):
                     prefetch(here, g_m + slot * units)
+                prev, own, given = arguments(cell, m, unit, count, H, states, beside)
+                new = states_after(cell, m, unit, count, H, states)
                 dnew = _carried(cell, gradients, m, unit, count, H)
                 dnew = _with_output(OUT, dnew, shift(dout, m * ld + unit), count)
                 dgates, dprev, dmine = cell.backward(dnew, load_many(here, units, W, cell.kept), prev, new, own, given)
@@ -327,8 +328,8 @@ def _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld_dm)
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
     W = lanes_of(gates)
     units = cell.vectors * W
-    for j in range(j0, j1):
-        for m in range(rows):
+    for m in range(rows):
+        for j in range(j0, j1):
             for unit in range(j * units, (j + 1) * units, W):
                 count, here = H - unit, shift(gates, j * g_j + m * g_m + unit - j * units)
                 prev, own, given = arguments(cell, m, unit, count, H, states, beside)
