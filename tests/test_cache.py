@@ -67,6 +67,17 @@ def test_a_second_process_compiles_nothing(python):
     assert cache_files(second) == before
 
 
+def test_sources_and_byte_code_find_the_same_entries(python, tmp_path):
+    """What Numba knows a kernel by must not change when Python has written its byte code."""
+    folder = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    from_sources, from_byte_code = (json.loads(python(USE_EVERYTHING, **folder)) for _ in range(2))
+    assert list(tmp_path.rglob("scan.*.pyc"))
+    names = [name for name, *_ in from_byte_code]
+    assert names == [name for name, *_ in from_sources]
+    assert any("forward_scan-lstm" in name for name in names)
+    assert [name for name, _, misses, _ in from_byte_code if misses] == []
+
+
 # ------------------------------------------------------------------ edits, in a copy of the package that is read-only
 
 CELL = """
@@ -103,6 +114,12 @@ import numpy as np
 from nbrnn.training.clipping import global_norm
 print(global_norm(np.full(100, 3.0)))
 """
+UPDATE = """
+import nbrnn, numpy as np
+params = np.full(100, 5.0)
+nbrnn.SGD(1.0).step(params, np.full(100, 3.0))
+print(params[0])
+"""
 EDITS = {
     "a cell": (RELU + FIRST_STEP, 3, "nbrnn/cells/elman.py", "(f(a),)", "(4.0 * f(a),)", 12),
     "a function that cells share": (
@@ -113,6 +130,7 @@ EDITS = {
     "a function of training": (
         *(NORM, 30, "nbrnn/training/clipping.py", "= lane_sum(total)", "= 4.0 * lane_sum(total)", 60),
     ),
+    "an optimizer": (UPDATE, 2, "nbrnn/training/optimizers.py", "return p - lr * g, ()", "return p + lr * g, ()", 8),
 }
 
 

@@ -2,6 +2,9 @@
 
 The Numba type of such an object holds the object itself, so that what is compiled for it is compiled for its numbers:
 integers arrive as literals, functions as functions, and NumPy's numbers as numbers. Nothing of it is left at run time.
+
+Numba's cache knows what was compiled by a pickle of the object. So its functions have to be found in their modules by
+name: one that is defined in another is pickled with its code, which is other bytes where Python has loaded byte code.
 """
 
 from __future__ import annotations

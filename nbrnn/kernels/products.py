@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -84,10 +84,7 @@ def _token_row(panel, depth, columns, token, c):
 @cache
 def _whole(dtype: np.dtype) -> Products:
     """Factors of the precision."""
-
-    def kernel(vectors):
-        return tiles.product_kernel(vectors, dtype)
-
+    kernel = partial(tiles.product_kernel, dtype=dtype)
     return Products(dtype.name, dtype.type(0), 1, kernel, _same, _same, _same, _token_row)
 
 

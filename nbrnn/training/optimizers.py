@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from nbrnn.kernels.jit import Kernel, jitable, run
+from nbrnn.kernels.constants import Constants
+from nbrnn.kernels.jit import Kernel, jitable, run, stamp_of
 from nbrnn.kernels.simd import lanes_of, load, load_many, pointer, sqrt, store, store_many
 from nbrnn.layers.module import FLOATS
 from nbrnn.training.config import Configured, build, check_number
@@ -23,8 +25,28 @@ from nbrnn.training.config import Configured, build, check_number
 SHARD = 1 << 16  # parameters that are worth a thread
 
 
+@dataclass(frozen=True)
+class Update(Constants):
+    """An update equation, ``equation(p, g, kept, constants) -> p, kept``.
+
+    Parameters
+    ----------
+    name : str
+    equation : callable
+    slots : int
+        Numbers that it keeps for each parameter.
+    count : int
+        Its constants.
+    """
+
+    name: str
+    equation: Callable
+    slots: int
+    count: int
+
+
 @jitable
-def _update_shard(update, slots, count, s, shards, params, grads, scale, state, constants):
+def _pass(s, shards, update, params, grads, scale, state, constants):
     """One thread's share of a pass.
 
     params: [N] and state: [slots, N] change in place; grads: [N]; constants: [count].
@@ -32,23 +54,20 @@ def _update_shard(update, slots, count, s, shards, params, grads, scale, state, 
     N = len(params)
     W = lanes_of(pointer(params, 0))
     vectors = (N + W - 1) // W
-    numbers = to_fixed_tuple(constants, count)
+    numbers = to_fixed_tuple(constants, update.count)
     for v in range(vectors * s // shards, vectors * (s + 1) // shards):
         i = v * W
         p, g = load(pointer(params, i), N - i), load(pointer(grads, i), N - i)
-        kept = load_many(pointer(state, i), N, N - i, slots)
-        p, kept_n = update(p, g * scale, kept, numbers)
+        kept = load_many(pointer(state, i), N, N - i, update.slots)
+        p, kept_n = update.equation(p, g * scale, kept, numbers)
         store(pointer(params, i), p, N - i)
         store_many(pointer(state, i), N, kept_n, N - i)
 
 
-def _compile(update: Callable, slots: int, count: int) -> Kernel:
-    """The pass of one equation, which keeps `slots` numbers for each parameter and has `count` constants."""
-
-    def step(shard, shards, params, grads, scale, state, constants):
-        _update_shard(update, slots, count, shard, shards, params, grads, scale, state, constants)
-
-    return Kernel(step, update.__name__.strip("_"))
+def _compile(equation: Callable, slots: int, count: int) -> Kernel:
+    """The pass of one equation."""
+    name = equation.__name__.strip("_")
+    return Kernel(_pass, f"{name}-{stamp_of(_pass, equation)}", Update(name, equation, slots, count))
 
 
 class Optimizer(Configured):
