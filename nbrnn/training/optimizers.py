@@ -2,8 +2,8 @@
 
 An optimizer is its update equation, written below for one parameter with the names of the papers and of torch.optim:
 p is the parameter, g its gradient, lr the learning rate. The equations compile on vectors of parameters, and one loop,
-`_compile`, serves them all. The scale that clips the gradients is multiplied in on the way, so that clipping costs no
-pass of its own. No element depends on another: a result does not depend on the number of threads.
+`_update_shard`, serves them all. The scale that clips the gradients is multiplied in on the way, so that clipping costs
+no pass of its own. No element depends on another: a result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Update(Constants):
 
 
 @jitable
-def _pass(s, shards, update, params, grads, scale, state, constants):
+def _update_shard(s, shards, update, params, grads, scale, state, constants):
     """One thread's share of a pass.
 
     params: [N] and state: [slots, N] change in place; grads: [N]; constants: [count].
@@ -67,7 +67,7 @@ def _pass(s, shards, update, params, grads, scale, state, constants):
 def _compile(equation: Callable, slots: int, count: int) -> Kernel:
     """The pass of one equation."""
     name = equation.__name__.strip("_")
-    return Kernel(_pass, f"{name}-{stamp_of(_pass, equation)}", Update(name, equation, slots, count))
+    return Kernel(_update_shard, f"{name}-{stamp_of(_update_shard, equation)}", Update(name, equation, slots, count))
 
 
 class Optimizer(Configured):
