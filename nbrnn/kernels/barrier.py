@@ -15,6 +15,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.memory import zeros
 from nbrnn.kernels.simd import IS_X86
 
 # One cache line for each of the counters: arrivals, decision, steps.
@@ -27,7 +28,7 @@ _yield = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else
 
 def new_counters(regions: int) -> np.ndarray:
     """The counters of some regions, one row for each: int64 zeros."""
-    return np.zeros((regions, 3 * LINE), np.int64)
+    return zeros((regions, 3 * LINE), np.int64)
 
 
 @intrinsic

@@ -154,10 +154,17 @@ def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
 @jitable
 def step_plain(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell with one product."""
-    for n in range(part[2], part[3]):
-        j, way = turn(n, part[2], part[3], team)
-        _products(cell, p, row, part, at, states, j, way)
-        _forward_tile(cell, p, j, part, at, states, beside)
+    rows, _, j0, j1, _, _ = part
+    # The equations of a single row wait for themselves: those of all panels hide each other's latency
+    group = j1 - j0 if rows == 1 and not p.shared else 1
+    for first in range(j0, j1, group):
+        stop = min(first + group, j1)
+        for n in range(first, stop):
+            j, way = turn(n, j0, j1, team)
+            _products(cell, p, row, part, at, states, j, way)
+        for n in range(first, stop):
+            j, _ = turn(n, j0, j1, team)
+            _forward_tile(cell, p, j, part, at, states, beside)
     if cell.recurrent > 0:
         wait(p, team, 1, 1)
 

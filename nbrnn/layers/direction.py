@@ -328,7 +328,7 @@ class Direction:
     def new_tape(self, steps: Steps, keep: bool, panels: Panels, old: Tape | None = None) -> Tape:
         """A tape, in the memory of another one where that suffices."""
         N, B, packing, layout, (how, _) = steps.N, steps.B, self.packing, self.layout, self.schedules(steps)
-        shared = not (keep or how.block > 1 or layout.second or layout.norms)
+        shared = not (keep or how.block > 1 or B == 1 or layout.second or layout.norms)
         columns = packing.columns * (1 if shared else packing.panels)
         shapes = (
             (layout.states if self.program.hidden else 0, B, self.hidden),
