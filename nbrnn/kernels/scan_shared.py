@@ -106,9 +106,10 @@ def count_panels(count, width):
 
 @jitable
 def beside_of(cell, p, here, once, plane):
-    """The own and the given numbers of some rows, with the strides of one kind of them."""
-    given = floats(cell, p.given, (here if p.step_given else once) * p.H)
-    return floats(cell, p.own, 0), plane, given, p.given_rows * p.H
+    """The own and the given numbers of some rows, with the strides of one kind of them, and of a row of given ones."""
+    ld = p.H if p.given_rows > 1 else 0
+    given = floats(cell, p.given, (here if p.step_given else once) * ld)
+    return floats(cell, p.own, 0), plane, given, p.given_rows * p.H, ld
 
 
 @jitable
@@ -124,11 +125,11 @@ def states_of(cell, p, before, after, once, keep):
 @jitable
 def arguments(cell, m, unit, count, H, states, beside):
     """The states before, own and given numbers of some hidden units in row m."""
-    (h_prev, _, ld, c_prev, _, plane), (own, own_plane, given, given_plane) = states, beside
+    (h_prev, _, ld, c_prev, _, plane), (own, own_plane, given, given_plane, ld_given) = states, beside
     W, at = lanes_of(h_prev), m * H + unit
     prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, at), plane, count, cell.inner)
     mine = load_many(shift(own, unit), own_plane, W, cell.own)
-    return prev, mine, load_many(shift(given, at), given_plane, count, cell.given)
+    return prev, mine, load_many(shift(given, m * ld_given + unit), given_plane, count, cell.given)
 
 
 @jitable

@@ -45,7 +45,7 @@ SPARE = 3  # tapes that wait for the next call of their shape
 class Given(NamedTuple):
     """What equations take beside x."""
 
-    values: np.ndarray  # [., N, H], or [., B, H] where it is the same for all steps
+    values: np.ndarray  # [., N, H], [., B, H] where it is the same for all steps, [., 1, H] where it is for all rows
     by_step: bool
     mask: np.ndarray | None = None  # [1, B, H], of what is fed back
     steady: bool = False  # whether other calls take the same object

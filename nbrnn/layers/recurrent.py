@@ -42,7 +42,6 @@ from nbrnn.layers.module import (
 from nbrnn.layers.sequences import Sequences, Steps, even_sequences, even_steps
 from nbrnn.layers.streaming import RecurrentSession
 
-MOST = 64  # numbers of rows for which constants are kept
 # Steps of a piece that is recomputed, unless a number is asked for: shorter ones cost more than they save.
 SHORTEST = 64
 
@@ -182,7 +181,7 @@ class Recurrent(Module):
         self.products = self._check_products(products)
         self.given = {name: check_number(name, value) for name, value in (given or {}).items()}
         self._defaults = {name: np.array([value]) for name, value in self.given.items()}
-        self._steady: dict[tuple, Given] = {}  # by names and rows
+        self._steady: dict[tuple, Given] = {}  # by names
         self._check_options()
         self.rng = generator(seed)
         self._lock = threading.Lock()
@@ -652,16 +651,14 @@ class Recurrent(Module):
 
     def _draw_given(self, row: int, part: Direction, run: _Run) -> Given:
         """The numbers that a cell's equations take beside x, those of an earlier call if they never change."""
-        names, B = part.program.given, run.steps.B
+        names = part.program.given
         drawn = run.train and names and (any(self.zoneout) or self.recurrent_dropout)
         if drawn or run.beside is not self._defaults:
             return self._new_given(names, row, run)
-        found = self._steady.get((names, B))
+        found = self._steady.get(names)
         if found is None:
-            if len(self._steady) >= MOST:
-                self._steady.clear()
             given = self._new_given(names, row, run)
-            found = self._steady[names, B] = given._replace(values=read_only(given.values), steady=True)
+            found = self._steady[names] = given._replace(values=read_only(given.values), steady=True)
         return found
 
     def _new_given(self, names: Sequence[str], row: int, run: _Run) -> Given:
@@ -669,7 +666,8 @@ class Recurrent(Module):
         H, beside, (N, B) = self.hidden_size, run.beside, (run.steps.N, run.steps.B)
         masked = run.train and any(self.zoneout)
         by_step = masked or any(len(array) != 1 for array in beside.values())
-        given, mask = np.empty((len(names), N if by_step else B, H), self.dtype), None
+        rows = N if by_step else B if run.train and self.recurrent_dropout else 1
+        given, mask = np.empty((len(names), rows, H), self.dtype), None
         zoneout = {f"zoneout {state}": p for state, p in zip(self.cell.states, self.zoneout)}
         for out, name in zip(given, names):
             if name in beside:

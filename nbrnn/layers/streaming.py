@@ -321,8 +321,9 @@ class _Layer:
         given: Given,
         B: int,
     ):
-        given = given._replace(values=given.values.copy(), steady=False)  # a step may be given other numbers
-        self.part, self.given, self.B = part, given.values, B
+        values = np.repeat(given.values, B, axis=1)  # a step may be given other numbers
+        given = given._replace(values=values, steady=False)
+        self.part, self.given, self.B = part, values, B
         there = even_steps(1, B)
         self.tape = part.new_tape(there, False, part.packed(params))
         self.y = np.empty((2 * B, part.output), part.dtype)
