@@ -261,6 +261,10 @@ class Prepared(NamedTuple):
         """Whether they may be used again."""
         return not [1 for a, b in zip(self.key, key) if a is not b and not (type(a) is int and a == b)]
 
+    def __reduce__(self) -> tuple:
+        """A copy, or what is loaded in another process, has arrays elsewhere: for it nothing is prepared."""
+        return type(None), ()
+
 
 def prepare(
     known: Prepared | None,

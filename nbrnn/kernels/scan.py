@@ -20,8 +20,8 @@ not there. `starts[t]` is the sum of n before t, the row where step t begins in
     middle  [N, H]            the left factor of a second product; [B, H] where nothing is kept
             [N, norms + 2]    what rows were normalised with: 1 / deviation of each group of pre-activations, and of
                               the second state its mean and 1 / deviation
-    given   [., N, H]         numbers that equations take beside them, such as masks; [., B, H]: of all steps; [., 1, H]:
-                              of all rows
+    given   [., N, H]         numbers that equations take beside them, such as masks; [., B, H]: of all steps;
+                              [., 1, H]: of all rows, too
     gates   [N, J, K U W]     the tape: J panels of U vectors of W units, K slots a unit, slot by slot, of which the
                               first S are the pre-activations. Forward leaves what it kept, backward turns it into the
                               gradients of the pre-activations.

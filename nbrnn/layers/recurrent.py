@@ -323,16 +323,17 @@ class Recurrent(Module):
         single = values.ndim == (1 if tokens else 2)
         names = "N" if ragged else "T" if single else "B, T" if self.batch_first else "T, B"
         shape, words = _expected(names, None if tokens else self.input_size)
+        padded = lengths is not None
         if tokens:
-            check_tokens("x", values, shape, words)
+            values = check_tokens("x", values, shape, words, None if padded else self.input_size)
         else:
             values = check_floats("x", values, self.dtype, shape, words)
-        if lengths is None and not ragged:
-            form = even_sequences(values.shape, self.batch_first, tokens)
-        else:
+        if ragged or padded:
             form = Sequences(x.with_values(values) if ragged else values, lengths, self.batch_first, tokens)
+        else:
+            form = even_sequences(values.shape, self.batch_first, tokens)
         values = form.into(values)
-        if tokens:
+        if tokens and padded:  # whatever stands in the padding
             values = check_tokens("x", values, (None,), "(N,)", self.input_size)
         if state is not None:
             states = _by_row(self._check_states("state", state, form))

@@ -49,7 +49,9 @@ class Sequential(Module):
             if module.dtype != modules[0].dtype:
                 raise ValueError(f"module {n}: expected dtype {modules[0].dtype}, got {module.dtype}")
         self.modules, self.dtype = modules, modules[0].dtype
-        shapes = {f"{n}.{name}": view.shape for n, m in enumerate(modules) for name, view in m.params.items()}
+        self._prefixes = [f"{n}." for n in range(len(modules))]
+        named = ((prefix + name, view) for prefix, m in zip(self._prefixes, modules) for name, view in m.params.items())
+        shapes = {name: view.shape for name, view in named}
         self.rebind(Parameters.zeros(shapes, self.dtype))
 
     def rebind(self, params: Parameters) -> None:
@@ -59,7 +61,7 @@ class Sequential(Module):
 
     def _parts(self, params: Parameters) -> list[Parameters]:
         """Each module's share of parameters or gradients."""
-        return [params.part(f"{n}.") for n in range(len(self.modules))]
+        return [params.part(prefix) for prefix in self._prefixes]
 
     def _states(self, name: str, state: Any) -> tuple:
         if state is None:

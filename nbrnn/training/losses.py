@@ -17,14 +17,17 @@ and so is dy.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nbrnn.data.ragged import Ragged
 from nbrnn.kernels.activations import exp
-from nbrnn.kernels.jit import compiled, jitable, run, sharded
+from nbrnn.kernels.jit import Prepared, Stage, compiled, get_num_threads, jitable, prepare, sharded, stage
 from nbrnn.kernels.memory import empty
+from nbrnn.kernels.rows import add_up
+from nbrnn.kernels.schedule import shards_for
 from nbrnn.kernels.simd import fill_behind, lane_max, lane_sum, lanes_of, load, pointer, shift, store, where_less
 from nbrnn.layers.module import check_floats
 from nbrnn.training.config import Configured, build
@@ -37,7 +40,7 @@ from nbrnn.training.counted import (
     take_counted,
 )
 
-SHARD = 1 << 16  # logits that are worth a thread
+LOGIT = 100  # operations of a product that take as long as a logit
 
 
 class Loss(Configured):
@@ -115,6 +118,14 @@ class Loss(Configured):
         return np.size(target)
 
 
+@dataclass(eq=False)
+class _Room:
+    """What a call of the cross entropy needs, and may find there again."""
+
+    value: np.ndarray  # [1]
+    prepared: Prepared | None = None
+
+
 class CrossEntropy(Loss):
     """Cross entropy of logits with integer targets: the mean of -log softmax(y)[target].
 
@@ -140,15 +151,29 @@ class CrossEntropy(Loss):
     def __init__(self, ignore_index: int = -100, per: str = "step", batch_first: bool = False):
         super().__init__(per, batch_first)
         self.ignore_index = check_index(ignore_index)
+        self._spare: list[_Room] = []
 
     def _mean(self, y, target, weights):
         target, count = check_classes(y, target, self.ignore_index)
-        V = y.shape[-1]
-        dy, losses = empty(y.shape, y.dtype), np.empty(target.size)
+        dy, V = empty(y.shape, y.dtype), y.shape[-1]
         weights = np.array([1.0 / max(count, 1)]) if weights is None else weights
-        rows = y.reshape(-1, V), target, self.ignore_index, weights, dy.reshape(-1, V), losses
-        run(_cross_entropy, y.size // SHARD, *rows)
-        return float(losses.sum()), dy
+        try:
+            room = self._spare.pop()
+        except IndexError:
+            room = _Room(np.empty(1))
+        arrays = y.reshape(-1, V), target, weights, dy.reshape(-1, V)
+        key = target.size, V, len(weights), y.dtype, self.ignore_index, get_num_threads()
+        room.prepared = prepare(room.prepared, key, arrays, (), self._stages, arrays, room.value)
+        room.prepared.stages.run()
+        value = float(room.value[0])
+        self._spare.append(room)
+        return value, dy
+
+    def _stages(self, arrays: tuple[np.ndarray, ...], value: np.ndarray) -> list[Stage]:
+        y, target, weights, dy = arrays
+        losses = np.empty(target.size)
+        rows = y, target, self.ignore_index, weights, dy, losses
+        return [stage(_cross_entropy, shards_for(LOGIT * y.size), *rows), stage(add_up, 1, losses, value)]
 
     def _counting(self, target: np.ndarray) -> np.ndarray:
         return elements_of_steps(np.asarray(target) != self.ignore_index)

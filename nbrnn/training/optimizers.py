@@ -17,7 +17,7 @@ import numpy as np
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from nbrnn.kernels.constants import Constants
-from nbrnn.kernels.jit import Kernel, jitable, run, stamp_of
+from nbrnn.kernels.jit import Kernel, Prepared, Stages, jitable, stage, stamp_of
 from nbrnn.kernels.simd import lanes_of, load, load_many, pointer, sqrt, store, store_many
 from nbrnn.layers.module import FLOATS
 from nbrnn.training.config import Configured, build, check_number
@@ -36,7 +36,7 @@ class Update(Constants):
     slots : int
         Numbers that it keeps for each parameter.
     count : int
-        Its constants.
+        Numbers that a pass is given: a factor on the gradients, and the equation's constants.
     """
 
     name: str
@@ -46,28 +46,29 @@ class Update(Constants):
 
 
 @jitable
-def _update_shard(s, shards, update, params, grads, scale, state, constants):
+def _update_shard(s, shards, update, params, grads, state, numbers):
     """One thread's share of a pass.
 
-    params: [N] and state: [slots, N] change in place; grads: [N]; constants: [count].
+    params: [N] and state: [slots, N] change in place; grads: [N]; numbers: [count].
     """
     N = len(params)
     W = lanes_of(pointer(params, 0))
     vectors = (N + W - 1) // W
-    numbers = to_fixed_tuple(constants, update.count)
+    numbers = to_fixed_tuple(numbers, update.count)
+    scale, constants = numbers[0], numbers[1:]
     for v in range(vectors * s // shards, vectors * (s + 1) // shards):
         i = v * W
         p, g = load(pointer(params, i), N - i), load(pointer(grads, i), N - i)
         kept = load_many(pointer(state, i), N, N - i, update.slots)
-        p, kept_n = update.equation(p, g * scale, kept, numbers)
+        p, kept_n = update.equation(p, g * scale, kept, constants)
         store(pointer(params, i), p, N - i)
         store_many(pointer(state, i), N, kept_n, N - i)
 
 
 def _compile(equation: Callable, slots: int, count: int) -> Kernel:
     """The pass of one equation."""
-    name = equation.__name__.strip("_")
-    return Kernel(_update_shard, f"{name}-{stamp_of(_update_shard, equation)}", Update(name, equation, slots, count))
+    update = Update(equation.__name__.strip("_"), equation, slots, 1 + count)
+    return Kernel(_update_shard, f"{update.name}-{stamp_of(_update_shard, equation)}", update)
 
 
 class Optimizer(Configured):
@@ -87,6 +88,8 @@ class Optimizer(Configured):
         self.lr = check_number("lr", lr)
         self.steps = 0
         self._state: np.ndarray | None = None  # [slots, N], from the first step on
+        self._numbers = np.empty(0)  # of the pass that is prepared
+        self._prepared: Prepared | None = None
 
     def _pass(self) -> Kernel:
         """The compiled equation."""
@@ -111,6 +114,15 @@ class Optimizer(Configured):
         TypeError, ValueError
             The vectors are not of one dtype and size, or not of those that the optimizer began with.
         """
+        key = flat_params, flat_grads, self._state
+        if self._prepared is None or not self._prepared.serves(key) or not flat_params.flags.writeable:
+            self._prepare(flat_params, flat_grads)
+        self.steps += 1
+        self._numbers[:] = scale, *self._constants()
+        self._prepared.stages.run()
+
+    def _prepare(self, flat_params: np.ndarray, flat_grads: np.ndarray) -> None:
+        """The pass over these vectors, or a clear error."""
         _check_vectors(flat_params, flat_grads)
         if self._state is None:
             self._state = np.zeros((len(self._slots), flat_params.size), flat_params.dtype)
@@ -118,9 +130,9 @@ class Optimizer(Configured):
         if began != (flat_params.size, flat_params.dtype):
             got = f"{flat_params.size} of {flat_params.dtype}"
             raise ValueError(f"flat_params: expected the {began[0]} of {began[1]} of the steps before, got {got}")
-        self.steps += 1
-        vectors = flat_params, flat_grads, scale, self._state, np.array(self._constants())
-        run(self._pass(), flat_params.size // SHARD, *vectors)
+        kernel, vectors = self._pass(), (flat_params, flat_grads, self._state)
+        self._numbers = np.empty(kernel.constants[0].count)
+        self._prepared = Prepared(vectors, Stages(stage(kernel, flat_params.size // SHARD, *vectors, self._numbers)))
 
     def state_dict(self) -> dict[str, Any]:
         """The learning rate, the number of steps, and copies of the vectors kept since the first step, by name."""

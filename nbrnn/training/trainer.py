@@ -27,7 +27,7 @@ from nbrnn.layers.module import Module, Parameters, check_size
 from nbrnn.training import losses, optimizers, schedules
 from nbrnn.training.callbacks import Callback
 from nbrnn.training.checkpoint import CheckpointError, flatten, unflatten
-from nbrnn.training.clipping import clip_by_value, global_norm
+from nbrnn.training.clipping import Norm, clip_by_value
 from nbrnn.training.config import check_number
 from nbrnn.training.history import History, Progress, monitored
 from nbrnn.training.truncation import Window, check_reset, reset_rows
@@ -104,6 +104,7 @@ class Trainer:
         self.k2 = None if k2 is None else check_size("k2", k2)
         self._window = Window(model, self.k2)
         self.grads = Parameters.zeros(model.params.shapes, model.params.flat.dtype)
+        self._norm = Norm(self.grads.flat)
         self.base_lr = optimizer.lr
         self.steps, self.epoch = 0, 0
         self.state: Any = None
@@ -154,14 +155,13 @@ class Trainer:
 
     def _clip(self) -> float:
         """Clip the gradients by value, and return the factor that clips their norm."""
-        flat = self.grads.flat
-        norm = global_norm(flat)  # not finite where an element is not: the check costs no pass of its own
+        norm = self._norm()  # not finite where an element is not: the check costs no pass of its own
         if not math.isfinite(norm):
             culprit = _first_not_finite(self.grads)
             raise self._not_finite(f"the gradient of {culprit}" if culprit else f"the norm of the gradients is {norm}")
         if self.clip_value is not None:
-            clip_by_value(flat, self.clip_value)
-            norm = global_norm(flat)
+            clip_by_value(self.grads.flat, self.clip_value)
+            norm = self._norm()
         return 1.0 if self.clip_norm is None or norm <= self.clip_norm else self.clip_norm / norm
 
     def _not_finite(self, what: str) -> TrainingError:

@@ -56,23 +56,27 @@ class Window:
 
         A state that is not the one behind the last batch begins a new history.
         """
+        if self.k2 is None:  # the batch alone
+            rows = check_reset(self.model, x, reset)
+            y, state, pullback = self.model.vjp(x, reset_rows(state, rows), *(() if lengths is None else (lengths,)))
+            self.state = state
+            return y, state, lambda dy, out: pullback(dy, out=out)
         pieces = [
             *(self.pieces if state is not None and state is self.state else []),
             Piece(x, None if lengths is None else np.asarray(lengths), check_reset(self.model, x, reset), state),
         ]
-        if self.k2 is not None:
-            steps = [piece.steps(getattr(self.model, "batch_first", False)) for piece in pieces]
-            if steps[-1] > self.k2:
-                raise ValueError(f"k2: expected at least k1, the {steps[-1]} steps of a batch, got {self.k2}")
-            while sum(steps) > self.k2:
-                del pieces[0], steps[0]
+        steps = [piece.steps(getattr(self.model, "batch_first", False)) for piece in pieces]
+        if steps[-1] > self.k2:
+            raise ValueError(f"k2: expected at least k1, the {steps[-1]} steps of a batch, got {self.k2}")
+        while sum(steps) > self.k2:
+            del pieces[0], steps[0]
         calls, state = [], pieces[0].state
         for n, piece in enumerate(pieces):
             pieces[n] = piece._replace(state=state)
             lengths = () if piece.lengths is None else (piece.lengths,)
             y, state, pullback = self.model.vjp(piece.x, reset_rows(state, piece.reset), *lengths)
             calls.append((y, piece.reset, pullback))
-        self.pieces, self.state = pieces if self.k2 is not None else [], state
+        self.pieces, self.state = pieces, state
         return y, state, lambda dy, out: _back(calls, dy, out)
 
     def tree(self) -> list[dict[str, Any]]:
