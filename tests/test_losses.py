@@ -153,6 +153,23 @@ def test_the_bits_do_not_depend_on_threads_or_neighbours(dtype):
     assert dy[77].tobytes() == dalone.tobytes()
 
 
+@pytest.mark.parametrize("ignored", [False, True])
+def test_each_call_of_one_loss_is_as_the_first_of_another(ignored):
+    rng, one = np.random.default_rng(5), CrossEntropy()
+    for shape in [(4, 3, 5), (4, 3, 5), (2, 6, 5), (4, 3, 7), (4, 3, 5)]:
+        for dtype in ("float32", "float64"):
+            y, target = rng.standard_normal(shape).astype(dtype), rng.integers(0, 5, shape[:2])
+            target[0, :2] = -100 if ignored else 1
+            value, dy = one(y, target)
+            want, dwant = CrossEntropy()(y, target)
+            assert value == want
+            assert (dy == dwant).all()
+            assert dy.dtype == dtype
+            rows, places = y.reshape(-1, shape[2]).astype("f8"), target.reshape(-1)
+            terms = np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), np.maximum(places, 0)]
+            assert value == pytest.approx(terms[places >= 0].mean(), rel=1e-5)
+
+
 def test_any_layout_and_integer_type_will_do():
     y, target = logits((6, 8, 9), "float64"), classes((6, 8), 9)
     want = CrossEntropy()(y, target)

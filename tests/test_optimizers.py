@@ -138,6 +138,21 @@ def test_the_learning_rate_is_set_between_steps(kind, equations, arguments):
 
 
 @EACH
+def test_each_call_takes_its_own_vectors(kind, equations, arguments):
+    start, gradients = problem()
+    p, q, kept = start.copy(), start.copy(), gradients[0].copy()
+    optimizer = kind(**arguments)
+    optimizer.step(p, kept)
+    kept[...] = gradients[1]  # the same vector with other numbers,
+    optimizer.step(p, kept)
+    optimizer.step(p, gradients[2])  # another one,
+    q[...] = p
+    optimizer.step(q, gradients[3])  # and parameters elsewhere
+    np.testing.assert_allclose(p, equations(start, gradients[:3], **arguments), rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(q, equations(start, gradients[:4], **arguments), rtol=1e-12, atol=1e-13)
+
+
+@EACH
 def test_a_loaded_state_continues_with_the_same_bits(kind, equations, arguments):
     p, gradients = problem()
     optimizer, again = kind(**arguments), kind(**arguments | {"lr": 9.0})

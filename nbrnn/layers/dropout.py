@@ -51,8 +51,13 @@ class Dropout(Pointwise):
         self.p = check_fraction("p", p)
         self.dtype = check_dtype(dtype)
         self.rng = generator(seed)
-        self._lock = threading.Lock()
         self.params = Parameters.zeros({}, self.dtype)
+        self._make()
+
+    _fresh = ("_lock",)
+
+    def _make(self) -> None:
+        self._lock = threading.Lock()
 
     def _check(self, name: str, x: Any) -> np.ndarray:
         return check_floats(name, x, self.dtype, (None,) * np.ndim(x), "any shape")

@@ -80,6 +80,11 @@ class Linear(Pointwise):
         fill(self.params, init, generator(seed), 1.0 / np.sqrt(self.input_size))
         self._order = gemm.plain_order(self.output_size, self.dtype)
         self._runs = gemm.runs_of(self.output_size, self.dtype)
+        self._make()
+
+    _fresh = ("_spare",)
+
+    def _make(self) -> None:
         self._spare: list[_Room] = []
 
     @property

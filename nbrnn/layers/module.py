@@ -57,6 +57,10 @@ class Parameters(Mapping[str, np.ndarray]):
         if flat.ndim != 1 or start != flat.size:
             raise ValueError(f"flat: expected a vector of {start} elements, got shape {flat.shape}")
 
+    def __reduce__(self) -> tuple:
+        """A copy's arrays are views on the copy of the vector."""
+        return _again, (self.shapes, self.flat, self.frozen is not None)
+
     @classmethod
     def zeros(cls, shapes: Shapes, dtype: Any) -> Parameters:
         return cls(shapes, memory.zeros((size_of(shapes),), dtype))
@@ -123,6 +127,15 @@ class Parameters(Mapping[str, np.ndarray]):
         return f"Parameters({', '.join(rows)}: {self.flat.size:,} {self.flat.dtype} values)"
 
 
+def _again(shapes: Shapes, flat: np.ndarray, frozen: bool) -> Parameters:
+    """Parameters from what a copy of some is made of."""
+    params = Parameters.zeros(shapes, flat.dtype)
+    params.flat[:] = flat
+    if frozen:
+        params.freeze()
+    return params
+
+
 def size_of(shapes: Shapes) -> int:
     return sum(math.prod(shape) for shape in shapes.values())
 
@@ -155,11 +168,26 @@ class Pullback(Protocol):
 
 
 class Module:
-    """Base of all layers: parameters and three calls (see the top of this file)."""
+    """Base of all layers: parameters and three calls (see the top of this file).
+
+    `copy.deepcopy` gives a module with parameters and random generators of its own; `pickle` takes it to another
+    process.
+    """
 
     params: Parameters
     dtype: np.dtype
     changes_time = False  # whether the steps of y are others than those of x
+    _fresh: tuple[str, ...] = ()  # attributes that `_make` sets, and that a copy does not take over
+
+    def _make(self) -> None:
+        """Set what belongs to this object alone, such as memory for its calls."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in self._fresh}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make()
 
     def __call__(self, x: np.ndarray, state: Any = None) -> tuple[np.ndarray, Any]:
         raise NotImplementedError

@@ -180,16 +180,21 @@ class Recurrent(Module):
         self.recompute = recompute if isinstance(recompute, bool) else check_size("recompute", recompute)
         self.products = self._check_products(products)
         self.given = {name: check_number(name, value) for name, value in (given or {}).items()}
-        self._defaults = {name: np.array([value]) for name, value in self.given.items()}
-        self._steady: dict[tuple, Given] = {}  # by names
         self._check_options()
         self.rng = generator(seed)
+        self._make()
+        self.params = Parameters.zeros(self._shapes(), self.dtype)
+        self._initialise()
+
+    _fresh = ("_defaults", "_steady", "_lock", "_parts", "_plain_parts")
+
+    def _make(self) -> None:
+        self._defaults = {name: np.array([value]) for name, value in self.given.items()}
+        self._steady: dict[tuple, Given] = {}  # by names
         self._lock = threading.Lock()
         self._parts = self._directions(self.recurrent_dropout > 0)
         # Recurrent dropout has other equations, which only training takes.
         self._plain_parts = self._directions(False) if self.recurrent_dropout else self._parts
-        self.params = Parameters.zeros(self._shapes(), self.dtype)
-        self._initialise()
 
     @cached_property
     def directions(self) -> int:

@@ -54,6 +54,14 @@ class Sequential(Module):
         shapes = {name: view.shape for name, view in named}
         self.rebind(Parameters.zeros(shapes, self.dtype))
 
+    def _make(self) -> None:
+        # The modules were copied with parameters of their own
+        frozen = self.params.frozen is not None
+        self.params.thaw()
+        self.rebind(self.params)
+        if frozen:
+            self.params.freeze()
+
     def rebind(self, params: Parameters) -> None:
         self.params = params
         for module, part in zip(self.modules, self._parts(params)):

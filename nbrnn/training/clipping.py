@@ -6,44 +6,68 @@ import math
 
 import numpy as np
 
-from nbrnn.kernels.jit import Stages, sharded, stage
+from nbrnn.kernels.jit import Stage, Stages, sharded, stage
 from nbrnn.kernels.rows import add_up
 from nbrnn.kernels.simd import lane_sum, lanes_of, load, pointer, squares
+from nbrnn.layers.module import Parameters
 
 BLOCK = 1 << 14  # elements that are summed in one chain, whatever the number of threads
 
 
 class Norm:
-    """The Euclidean norm of a vector, as often as one likes: in float64 and in one pass, prepared once.
+    """The Euclidean norm of parameters or gradients, as often as one likes: in float64 and in one pass, prepared once.
+
+    Parameters
+    ----------
+    grads : Parameters
+    """
+
+    def __init__(self, grads: Parameters):
+        self.grads, self._total = grads, np.empty(1)
+        self._stages = Stages(*_stages(grads.flat, self._total))
+
+    def __reduce__(self) -> tuple:
+        return Norm, (self.grads,)
+
+    def __call__(self) -> float:
+        """See `global_norm`."""
+        self._stages.run()
+        return _finish(self.grads.flat, self._total)
+
+
+def global_norm(flat: np.ndarray) -> float:
+    """The Euclidean norm of a vector, computed in float64 in one pass.
 
     Parameters
     ----------
     flat : ndarray of float32 or float64, shape (N,)
         All gradients together, contiguous.
+
+    Returns
+    -------
+    float
+        The same bits on any number of threads. NaN or infinite where an element is; else finite, unless the norm
+        itself is beyond float64.
     """
-
-    def __init__(self, flat: np.ndarray):
-        sums = np.empty(-(-flat.size // BLOCK))
-        self.flat, self._total = flat, np.empty(1)
-        self._stages = Stages(
-            stage(_sum_blocks, flat.size // (4 * BLOCK), flat, sums), stage(add_up, 1, sums, self._total)
-        )
-
-    def __call__(self) -> float:
-        """The same bits on any number of threads. NaN or infinite where an element is; else finite, unless the norm
-        itself is beyond float64."""
-        self._stages.run()
-        norm = math.sqrt(self._total[0])
-        if math.isfinite(norm) or not np.isfinite(self.flat).all():
-            return norm
-        # The squares of huge doubles overflow where their norm need not.
-        largest = float(np.abs(self.flat).max())
-        return largest * global_norm(self.flat / largest)
+    total = np.empty(1)
+    Stages(*_stages(flat, total)).run()
+    return _finish(flat, total)
 
 
-def global_norm(flat: np.ndarray) -> float:
-    """The norm of a vector, once; see `Norm`."""
-    return Norm(flat)()
+def _stages(flat: np.ndarray, total: np.ndarray) -> tuple[Stage, Stage]:
+    """total[0] = the sum of squares."""
+    sums = np.empty(-(-flat.size // BLOCK))
+    return stage(_sum_blocks, flat.size // (4 * BLOCK), flat, sums), stage(add_up, 1, sums, total)
+
+
+def _finish(flat: np.ndarray, total: np.ndarray) -> float:
+    """The norm, from the sum of squares."""
+    norm = math.sqrt(total[0])
+    if math.isfinite(norm) or not np.isfinite(flat).all():
+        return norm
+    # The squares of huge doubles overflow where their norm need not.
+    largest = float(np.abs(flat).max())
+    return largest * global_norm(flat / largest)
 
 
 @sharded

@@ -104,7 +104,7 @@ class Trainer:
         self.k2 = None if k2 is None else check_size("k2", k2)
         self._window = Window(model, self.k2)
         self.grads = Parameters.zeros(model.params.shapes, model.params.flat.dtype)
-        self._norm = Norm(self.grads.flat)
+        self._norm = Norm(self.grads)
         self.base_lr = optimizer.lr
         self.steps, self.epoch = 0, 0
         self.state: Any = None
