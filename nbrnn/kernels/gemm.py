@@ -265,14 +265,51 @@ def gradient_by(
     """dw = dy.T @ x and db = the sum of dy's rows, for two sides; kernel: `outer_kernel`, or the factors' own."""
     side = pointer(x, offset), ldx, rows, dw.shape[1], dw, db
     sides = side, (pointer(x2, offset2), ldx2, rows2, dw2.shape[1], dw2, db2)
+    _gradient(s, shards, factors, kernel, dy, np.empty(0, np.int64), len(dy), runs, piece, step, add, sides)
+
+
+@jitable
+def _gradient(s, shards, factors, kernel, dy, order, M, runs, piece, step, add, sides):
+    """The gradients of both sides from the first M rows of dy, or from those in `order`."""
     share, span = _share(s, shards, dy, runs, sides), _span(dy, sides)
     scratch = factors.room(dy, _panels_of(dy, share), span)
     if factors.narrow:
         amx.begin()
-    for k in range(0, max(1, len(dy)), factors.depth * span):
-        _gradient_block(factors, kernel, dy, k, runs, piece, step, add, sides, share, scratch)
+    for k in range(0, max(1, M), factors.depth * span):
+        _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, sides, share, scratch)
     if factors.narrow:
         amx.end()
+
+
+@sharded
+def gradient_in_halves(
+    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, x2, offset2, ldx2, order, dw, db, dw2, db2, order_b,
+    dw_b, db_b, dw2_b, db2_b,
+):  # fmt: skip
+    """`gradient` of two matrices, apart for the rows in `order` and for those in `order_b`.
+
+    Half of the threads take one, half of them the other: the rows that they had in the scan, which stand in their own
+    caches.
+    """
+    for half in range(2):
+        first, last = (half * shards // 2, (half + 1) * shards // 2) if shards > 1 else (0, 1)
+        if first <= s < last:
+            rows = order if half == 0 else order_b
+            side = pointer(x, offset), ldx, rows, dw.shape[1], dw if half == 0 else dw_b, db if half == 0 else db_b
+            side2 = dw2 if half == 0 else dw2_b, db2 if half == 0 else db2_b
+            sides = side, (pointer(x2, offset2), ldx2, rows, dw2.shape[1], *side2)
+            _gradient(s - first, last - first, WHOLE, kernel, dy, rows, len(rows), runs, piece, step, add, sides)
+
+
+@sharded
+def add_half(s, shards, other, out):
+    """out += other; both: [N]."""
+    N, W = len(out), lanes_of(pointer(out, 0))
+    vectors = (N + W - 1) // W
+    for v in range(vectors * s // shards, vectors * (s + 1) // shards):
+        i = v * W
+        here = pointer(out, i)
+        store(here, load(here, N - i) + load(pointer(other, i), N - i), N - i)
 
 
 @sharded
@@ -286,10 +323,10 @@ def gradient_with_tokens(
     """
     sides = (pointer(x, offset), ldx, rows, dw.shape[1], dw, db), (pointer(x, 0), 0, rows, 0, dw, db)
     share = _share(s, shards, dy, runs, sides)
-    scratch = _scratch(dy, _panels_of(dy, share), 1)
+    scratch, order = _scratch(dy, _panels_of(dy, share), 1), np.empty(0, np.int64)
     sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(WHOLE, kernel, dy, k, runs, piece, step, add, sides, share, scratch)
+        _gradient_block(WHOLE, kernel, dy, order, len(dy), k, runs, piece, step, add, sides, share, scratch)
         _token_block(s, shards, dy, k, tokens, first, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
@@ -376,16 +413,16 @@ def _panels_of(dy, share):
 
 
 @jitable
-def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, sides, share, scratch):
-    """Add what some blocks of rows of dy give, k before the end."""
+def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, sides, share, scratch):
+    """Add what some blocks of the M rows of dy give, k before the end."""
     (first, last, parts, sums), (left, right, zeros) = share, scratch
     P, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), factors.depth
     piece, step = (P, P) if piece == 0 else (piece, step)
-    stop = min(len(dy), k + DEPTH * len(right))
+    stop = min(M, k + DEPTH * len(right))
     for k0 in range(k, stop if first < last else k, DEPTH):
         depth, block, behind = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], 0
         for (x, ldx, rows, _, _, _), (column, count) in zip(sides, parts):
-            factors.right(shift(x, column), ldx, rows, len(dy) - k0, depth, count, block, behind)
+            factors.right(shift(x, column), ldx, rows, M - k0, depth, count, block, behind)
             behind += (count + P - 1) // P * P
     for run in range(first, last):
         column, count, row, row2 = runs[run]
@@ -394,7 +431,7 @@ def _gradient_block(factors, kernel, dy, k, runs, piece, step, add, sides, share
             clear(pointer(db, at), count)
         for k0 in range(k, max(stop, k + 1), DEPTH):
             depth, block, behind = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], 0
-            factors.left(dy, k0, depth, column, count, piece, step, left, db, at, sums)
+            factors.left(dy, order, M - k0, depth, column, count, piece, step, left, db, at, sums)
             fresh = k0 == 0 and not add
             for side, part, row_of in zip(sides, parts, (row, row2)):
                 if row_of >= 0:
@@ -435,18 +472,21 @@ def _gather_panels(x, ldx, rows, stop, depth, N, out, first):
 
 
 @jitable
-def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
-    """Copy `count` columns of dy side by side, so that the tile walks through them in order, and add them to db."""
+def _gather(dy, order, stop, depth, column, count, piece, step, out, db, row, sums):
+    """Copy `count` columns of the rows of dy before row `stop`, the last one first, side by side, as the tile walks
+    through them, and add them to db."""
     W = lanes_of(pointer(dy, 0))
     ldy, P = dy.shape[1], VECTORS * W
     for n in range(0, count, piece):
         for c in range(n, min(n + piece, count), W):
-            at = (len(dy) - 1 - k) * ldy + column + n // piece * step + c - n
+            at = column + n // piece * step + c - n
             total = load(pointer(db, row + c), count - c)
             for m in range(depth):
-                value = load(pointer(dy, at - m * ldy), count - c)
+                one = stop - 1 - m
+                here = (order[one] if len(order) else one) * ldy + at
+                value = load(pointer(dy, here), count - c)
                 # Rows lie too far apart for the CPU to see what the next run will read.
-                prefetch(pointer(dy, at - m * ldy), P)
+                prefetch(pointer(dy, here), P)
                 store(pointer(out, m * P + c), value, W)
                 total += value
             if sums:

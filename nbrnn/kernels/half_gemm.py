@@ -127,14 +127,14 @@ def _gather_panels(x, ldx, rows, stop, depth, N, out, first):
 
 
 @jitable
-def _gather(dy, k, depth, column, count, piece, step, out, db, row, sums):
-    """Round `count` columns of dy into rows, and add them to db."""
+def _gather(dy, order, stop, depth, column, count, piece, step, out, db, row, sums):
+    """Round `count` columns of dy, whose rows have no other order, into rows, and add them to db."""
     W, ldy = lanes_of(pointer(dy, 0)), dy.shape[1]
     # Rows lie a page apart, or more: what is read of one is read at once.
     for m in range(0, padded(depth), 2 * W):
         for n in range(0, count, piece):
             for c in range(n, min(n + piece, count), W):
-                at = pointer(dy, (len(dy) - 1 - k - m) * ldy + column + n // piece * step + c - n)
+                at = pointer(dy, (stop - 1 - m) * ldy + column + n // piece * step + c - n)
                 total = load(pointer(db, row + c), count - c)
                 total = store_columns(pointer(out, c * BLOCK + m), BLOCK, at, -ldy, depth - m, count - c, total)
                 if sums:

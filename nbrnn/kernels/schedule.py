@@ -33,6 +33,9 @@ BLOCK = 4
 # Second caches that the tape of a block of steps fills on the way back, and how many blocks are worth their products'
 # beginnings: a tape that is not much larger stays in the third cache.
 BLOCK_CACHES, FEWEST_BLOCKS = 2, 3
+# Bytes of gradients that are worth being summed in two halves, and how many times as much tape and how many rows then
+# have to be there.
+HALF_GRADIENTS, HALF_TAPE, HALF_ROWS = 512 << 10, 4, 16
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,15 @@ def blocks_back(T: int, tape: int, gradients: int) -> list[tuple[int, int]]:
     count = tape // max(BLOCK_CACHES * second_cache(), gradients)
     length = max(1, -(-T // count)) if count >= FEWEST_BLOCKS else max(1, T)
     return [(max(0, stop - length), stop) for stop in range(T, 0, -length)] or [(0, 0)]
+
+
+def in_halves(B: int, tape: int, gradients: int) -> bool:
+    """Whether the gradients of weights are summed apart for two halves of the rows: then each half of the threads
+    gathers what it has written itself in the scan. That, too, does not depend on how many threads there are.
+
+    tape, gradients: their bytes, of a whole sequence.
+    """
+    return B >= HALF_ROWS and gradients <= min(HALF_GRADIENTS, tape // HALF_TAPE)
 
 
 def shards_for(work: int) -> int:

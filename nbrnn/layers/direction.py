@@ -17,6 +17,7 @@ import math
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -36,7 +37,7 @@ from nbrnn.kernels.schedule import Schedule, shards_for
 from nbrnn.kernels.tiles import VECTORS, outer_kernel
 from nbrnn.layers.module import Parameters
 from nbrnn.layers.packing import Ahead, Back, Packing, Weights, packing_of, rounded
-from nbrnn.layers.sequences import Steps
+from nbrnn.layers.sequences import Steps, halves
 
 NO_ROWS = np.empty(0, np.int64)
 SPARE = 3  # tapes that wait for the next call of their shape
@@ -60,6 +61,7 @@ class Carry(NamedTuple):
     down: np.ndarray  # [., B, J U W], of the cell's own parameters
     back: Back
     tokens: bool
+    half: Parameters | None  # where gradients are summed in two halves, those of the second one
 
 
 @dataclass(eq=False)
@@ -206,10 +208,17 @@ class Direction:
 
     def blocks(self, steps: Steps) -> list[tuple[int, int]]:
         """The blocks of steps of the way back: from which to which, the last ones first."""
+        return schedule.blocks_back(steps.T, *self._sizes(steps))
+
+    def in_halves(self, steps: Steps) -> bool:
+        """Whether the gradients of weights are summed in two halves; steps: all of a sequence."""
+        return steps.even and not self.products.narrow and schedule.in_halves(steps.B, *self._sizes(steps))
+
+    def _sizes(self, steps: Steps) -> tuple[int, int]:
+        """The bytes of the tape, and of the gradients."""
         size, packing = self.dtype.itemsize, self.packing
-        tape = steps.N * packing.panels * packing.columns * size
-        weights = sum(math.prod(shape) for shape in self.shapes().values()) * size
-        return schedule.blocks_back(steps.T, tape, weights)
+        gradients = sum(math.prod(shape) for shape in self.shapes().values()) * size
+        return steps.N * packing.panels * packing.columns * size, gradients
 
     def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
         """The parameters that go into products."""
@@ -412,10 +421,10 @@ class Direction:
 
     # -------------------------------------------------------------- backward
 
-    def _carry(self, panels: Panels, B: int, tokens: bool) -> Carry:
-        """What the way back of a batch of B rows begins with; its weights leave out those of the input for tokens."""
-        carry = panels.carry
-        if carry is None or len(carry.dh) != B or carry.tokens != tokens:
+    def _carry(self, panels: Panels, whole: Steps, tokens: bool) -> Carry:
+        """What the way back of a sequence begins with; its weights leave out those of the input for tokens."""
+        carry, B, in_halves = panels.carry, whole.B, not tokens and self.in_halves(whole)
+        if carry is None or len(carry.dh) != B or carry.tokens != tokens or (carry.half is not None) != in_halves:
             layout, units = self.layout, self.packing.panels * self.packing.units
             shapes = (
                 (B, gemm.padded(self.output, self.dtype)), (layout.states - 1, B, self.hidden), (layout.own, B, units),
@@ -424,7 +433,8 @@ class Direction:
             memory = empty((int(sizes[-1]),), self.dtype)
             pieces = (piece.reshape(shape) for piece, shape in zip(np.split(memory, sizes[:-1]), shapes))
             back = panels.back._replace(w_ih=panels.back.w_ih[:0]) if tokens else panels.back
-            carry = panels.carry = Carry(memory, *pieces, back, tokens)
+            half = Parameters.zeros(self.shapes(), self.dtype) if in_halves else None
+            carry = panels.carry = Carry(memory, *pieces, back, tokens, half)
         return carry
 
     def backward(
@@ -435,15 +445,16 @@ class Direction:
         dy: np.ndarray,
         dlast: Sequence[np.ndarray] | None,
         dfirst: Sequence[np.ndarray] | None,
+        whole: Steps,
         tokens: bool,
     ) -> np.ndarray | None:
         """The gradients of the parameters into `grads`; dx [N, I], None for tokens. Uses up the tape.
 
         dy: [N, D P]; dlast: the gradients of the cell's last states [B, .], empty for zeros; dfirst: newly made, where
         those of its first states go, [L D, B, .]. None: there is a piece behind this one, to whose gradients its own
-        are added, or one in front of it, which has yet to come.
+        are added, or one in front of it, which has yet to come. whole: the steps of all pieces.
         """
-        carry = self._carry(tape.panels, tape.steps.B, tokens)
+        carry = self._carry(tape.panels, whole, tokens)
         dx = empty((0 if tokens else tape.steps.N, self.inputs), self.dtype)
         given = tape.given if tape.given.steady else tape.given.by_step
         key = params.flat, grads.flat, carry, given, -1 if dlast is None else len(dlast), dfirst is None
@@ -476,7 +487,7 @@ class Direction:
             here, add = tape.steps.rows(first, stop, self.reverse), n > 0 or dlast is None
             how = first, stop, tape.counters[n]
             stages += [self._scan_back(tape, dy, dz, carry, scratch, *how)] if N else []
-            stages += self._weight_gradients(tape, here, dgates[here], dz[here], self._weights(grads), add)
+            stages += self._weight_gradients(tape, here, dgates[here], dz[here], grads, carry.half, add)
             stages += [] if carry.tokens else self._input_gradient(dgates[here], carry.back.w_ih, dx[here])
         return stages if dfirst is None else [*stages, *self._finish(grads, tape, carry, dfirst)]
 
@@ -513,20 +524,20 @@ class Direction:
         ))  # fmt: skip
 
     def _weight_gradients(
-        self, tape: Tape, here: slice, dgates: np.ndarray, dz: np.ndarray, dweights: Weights, add: bool
-    ) -> list[Stage]:
+        self, tape: Tape, here: slice, dgates: np.ndarray, dz: np.ndarray, grads: Parameters, half: Parameters | None,
+        add: bool,
+    ) -> list[Stage]:  # fmt: skip
         """Everything time-parallel, of some of the N: dW = dgates.T @ inputs."""
+        dweights = self._weights(grads)
         x, y, packing, N, at = tape.x, tape.y, self.packing, len(dgates), here.start
         left, gradient = (outer_kernel(VECTORS, self.dtype), dgates), gemm.gradient
-        ignored = np.empty(len(dweights.weight_ih), self.dtype)
-        dbias_ih, dbias_hh = (ignored if d is None else d for d in (dweights.bias_ih, dweights.bias_hh))
-        dweight_hh = np.empty((0, 0), self.dtype) if dweights.weight_hh is None else dweights.weight_hh
-        how, work = (packing.units, packing.columns, add), 2 * N * dweight_hh.size
+        outputs, inputs = self._sums(dweights)
+        how, work = (packing.units, packing.columns, add), 2 * N * outputs[0].size
         # h of the step before is one slot of y earlier, in the second direction one slot later.
         ld, slot = y.shape[1], tape.steps.slot(2 * self.reverse)
         first, rows = (slot.start + at, NO_ROWS) if isinstance(slot, slice) else (0, slot[here])
         offset = first * ld + self.reverse * self.output
-        hidden, outputs, inputs = (y, offset, ld, rows), (dweight_hh, dbias_hh), (dweights.weight_ih, dbias_ih)
+        hidden = y, offset, ld, rows
         if x.ndim == 1:
             sides, shards = (*hidden, x, at, packing.input_runs, *outputs, *inputs), shards_for(work)
             stages = [stage(gemm.gradient_with_tokens, shards, *left, packing.recurrent_runs, *how, *sides)]
@@ -535,6 +546,10 @@ class Direction:
                 gradient, left = half_gemm.gradient, (packing.plain_kernel(), dgates)
             beside = x, at * self.inputs, self.inputs, NO_ROWS
             sides, shards = (*hidden, *outputs, *beside, *inputs), shards_for(work + 2 * N * inputs[0].size)
+            if half:
+                order, other = halves(N // tape.steps.B, tape.steps.B)
+                into = order, *outputs, *inputs, other, *chain(*self._sums(self._weights(half)))
+                gradient, sides = gemm.gradient_in_halves, (*hidden[:3], *beside[:3], *into)
             stages = [stage(gradient, shards, *left, packing.runs, *how, *sides)]
         middle, none = (tape.middle, at * self.hidden, self.hidden, NO_ROWS), gemm.alone(self.dtype)
         if self.layout.second:
@@ -546,6 +561,14 @@ class Direction:
             side = *middle, dweights.weight_hr, dbias
             stages.append(stage(gemm.gradient, shards, left[0], dz, runs, 0, 0, add, *side, *none))
         return stages
+
+    def _sums(self, dweights: Weights) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+        """Where the gradients of the recurrent weights and biases go, and those of the input's; somewhere, if there are
+        no such."""
+        ignored = np.empty(len(dweights.weight_ih), self.dtype)
+        dbias_ih, dbias_hh = (ignored if d is None else d for d in (dweights.bias_ih, dweights.bias_hh))
+        dweight_hh = np.empty((0, 0), self.dtype) if dweights.weight_hh is None else dweights.weight_hh
+        return (dweight_hh, dbias_hh), (dweights.weight_ih, dbias_ih)
 
     def _input_gradient(self, dgates: np.ndarray, packed: np.ndarray, dx: np.ndarray) -> list[Stage]:
         """dx = dgates @ weight_ih."""
@@ -573,6 +596,9 @@ class Direction:
             args = d[:hidden], first[hidden:], own, mask, d[hidden:], carry.down
             stages.append(stage(self.fronts[1], 1, *args))
             stages += copies(whole(d[hidden:]), whole(dfirst), dfirst, add=True)
+        if carry.half:
+            total, other = grads.span(self.names[0], self.names[-1]), carry.half.flat
+            stages.append(stage(gemm.add_half, shards_for(10 * other.size), other, total))
         for exponent, out, here in self._own(grads):
             down = carry.down[here]
             stages.append(stage(own_gradient, shards_for(10 * down.size), down, own[here], exponent, out))

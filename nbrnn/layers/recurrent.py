@@ -467,7 +467,7 @@ class Recurrent(Module):
             tapes, masks = pieces[n]()
             start = stop - tapes[0].steps.N
             ends = dlast if n == len(pieces) - 1 else None, None if n else dfirst
-            share = self._backward(tapes, masks, dy[start:stop], *ends, grads, form.tokens)
+            share = self._backward(tapes, masks, dy[start:stop], *ends, grads, form)
             if len(pieces) == 1:
                 dx = share
             elif share is not None:
@@ -617,14 +617,14 @@ class Recurrent(Module):
         dlast: list[Arrays] | None,
         dfirst: list[np.ndarray] | None,
         grads: Parameters,
-        tokens: bool,
+        form: Sequences,
     ) -> np.ndarray | None:
         """Through all layers, from the last to the first: dx [N, .], None for tokens. See `Direction.backward`."""
         for layer in range(self.num_layers - 1, -1, -1):
             dx = None
             for row in self._rows(layer):
-                ends = dlast and dlast[row], dfirst
-                share = self._parts[row].backward(self.params, grads, tapes[row], dy, *ends, tokens and not layer)
+                how = dlast and dlast[row], dfirst, form.steps, form.tokens and not layer
+                share = self._parts[row].backward(self.params, grads, tapes[row], dy, *how)
                 dx = share if dx is None else dx + share
             if dx is not None and masks[layer] is not None:
                 dx = dx * masks[layer]

@@ -113,6 +113,13 @@ def even_steps(T: int, B: int) -> Steps:
     return steps
 
 
+@lru_cache(maxsize=64)
+def halves(T: int, B: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of the T B are those of the first rows, up to the middle, and which those of the others."""
+    places = np.arange(T * B).reshape(T, B)
+    return places[:, : B // 2].ravel(), places[:, B // 2 :].ravel()
+
+
 @lru_cache(maxsize=256)
 def even_sequences(shape: tuple[int, ...], batch_first: bool, tokens: bool) -> Sequences:
     """The form of a call with an array of some shape, without lengths."""
