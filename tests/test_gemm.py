@@ -264,6 +264,51 @@ def test_gradients_of_two_matrices_at_once_are_those_of_each(H, N, N2, dtype):
             assert_same_bits(got, known)
 
 
+@DTYPES
+@pytest.mark.parametrize(("H", "N", "N2"), [(1, 1, 1), (33, 33, 5), (100, 70, 0)])
+@pytest.mark.parametrize("M", [0, 1, 300])
+def test_gradients_in_halves_are_those_of_the_rows_in_each(M, H, N, N2, dtype):
+    slots, U = 3, width(dtype)
+    dy, plain = tape(300, H, slots, U, dtype)
+    x, x2 = normal(300, N, dtype=dtype, seed=1), normal(300, N2, dtype=dtype, seed=2)
+    first_rows, how = [(-1, 0), (0, H), (H, -1)], (U, slots * U)
+    runs = np.concatenate([gemm.runs_of(H, dtype, rows, n * U, *how) for n, rows in enumerate(first_rows)])
+    order = np.random.default_rng(3).permutation(300)
+    orders = order[:M], order[M : M + M // 2]
+    if N2 == 0:
+        runs = runs[runs[:, 2] >= 0]
+    shapes = (2 * H, N), 2 * H, (2 * H, N2), 2 * H
+    found = []
+    for shards in (1, 2, 3, 4, 7):
+        outs = [untouched(*shapes, dtype=dtype)() for _ in orders]
+        halves = [array for rows, out in zip(orders, outs) for array in (rows, *out)]
+        sides = x, 0, N, x2, 0, N2
+        gemm.gradient_in_halves.entry(shards, outer_kernel(VECTORS, dtype), dy, runs, *how, False, *sides, *halves)
+        found.append(outs)
+    for outs in found[1:]:
+        for half, first in zip(outs, found[0]):
+            for got, known in zip(half, first):
+                assert_same_bits(got, known)
+    for rows, (dw, db, dw2, db2) in zip(orders, found[0]):
+        one, two, three = (plain[rows, slot] for slot in range(slots))
+        assert_gradient(dw[:H], db[:H], two, x[rows])
+        assert_gradient(dw[H:], db[H:], three, x[rows])
+        if N2:
+            assert_gradient(dw2[:H], db2[:H], one, x2[rows])
+            assert_gradient(dw2[H:], db2[H:], two, x2[rows])
+
+
+@DTYPES
+@pytest.mark.parametrize("N", [0, 1, 7, 16, 100])
+def test_halves_are_added(N, dtype):
+    total, other = normal(1, N, dtype=dtype)[0], normal(1, N, dtype=dtype, seed=1)[0]
+    want = total + other
+    for shards in (1, 2, 3):
+        out = total.copy()
+        gemm.add_half.entry(shards, other, out)
+        assert_same_bits(out, want)
+
+
 @SHAPE
 @DTYPES
 def test_gradient_with_tokens(M, K, N, dtype):

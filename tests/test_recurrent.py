@@ -541,6 +541,62 @@ def test_blocks_take_all_steps_from_the_last_one_on(T, row, gradients):
         assert least <= (blocks[0][1] - blocks[0][0]) * row <= 4 / 3 * least + row
 
 
+# ------------------------------------------------------------------ gradients in two halves
+
+
+def in_halves(cell, monkeypatch, **options):
+    """A problem of a layer that sums its gradients apart for two halves of the rows."""
+    monkeypatch.setattr(schedule, "in_halves", lambda B, tape, gradients: B > 1)
+    problem = make_problem(cell, **options)
+    assert "two halves" in problem.layer.explain(4, 5)
+    return problem
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_gradients_in_halves_agree_with_the_oracle_twice(cell, monkeypatch):
+    problem = in_halves(cell, monkeypatch, T=4, B=5, num_layers=2, bidirectional=True)
+    for _ in range(2):  # the second time in the memory of the first
+        assert_agree(by_layer(problem), by_oracle(problem), BOUND["float64"])
+    problem.x[...] *= 0.5
+    assert_agree(by_layer(problem), by_oracle(problem), BOUND["float64"])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "ctrnn"])
+def test_halves_are_the_same_on_any_number_of_threads(cell, monkeypatch):
+    needs_threads(2)
+    everything_parallel(monkeypatch)
+    problem = in_halves(cell, monkeypatch, T=6, B=33, H=70)
+    on_two = by_layer(problem)
+    nbrnn.set_num_threads(1)
+    assert_same_bits(on_two, by_layer(problem))
+
+
+@pytest.mark.parametrize("options", [{}, {"proj_size": 3}])
+def test_halves_of_pieces_of_a_sequence_are_those_of_the_whole(options, monkeypatch):
+    sizes = {"T": 11, "B": 5, "H": 9} | options
+    whole = by_layer(in_halves("lstm", monkeypatch, **sizes))
+    assert_same_bits(by_layer(in_halves("lstm", monkeypatch, recompute=4, **sizes)), whole)
+
+
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "tokens": True}])
+def test_halves_of_blocks_of_steps_are_those_of_all_steps(options, monkeypatch):
+    monkeypatch.setattr(schedule, "in_halves", lambda B, tape, gradients: B > 1)
+    assert_same_bits(*in_blocks_and_whole("lstm", monkeypatch, T=7, B=5, H=9, **options))
+
+
+def test_small_gradients_of_many_even_rows_are_summed_in_halves():
+    def words(layer, T, B):
+        return "two halves" in layer.explain(T, B)
+
+    layer = nbrnn.LSTM(64, 128)  # 393 kB of parameters, 2 kB of tape for a step of a row
+    assert words(layer, 100, 64)
+    assert words(layer, 30, 16)
+    assert not words(layer, 30, 15)  # rows
+    assert not words(layer, 20, 16)  # tape
+    assert not words(nbrnn.LSTM(64, 256), 100, 64)  # gradients
+    assert not words(nbrnn.LSTM(64, 128, products="bfloat16"), 100, 64)
+
+
 # ------------------------------------------------------------------ NaN
 
 
