@@ -590,9 +590,9 @@ def test_small_gradients_of_many_even_rows_are_summed_in_halves():
 
     layer = nbrnn.LSTM(64, 128)  # 393 kB of parameters, 2 kB of tape for a step of a row
     assert words(layer, 100, 64)
-    assert words(layer, 30, 16)
-    assert not words(layer, 30, 15)  # rows
-    assert not words(layer, 20, 16)  # tape
+    assert words(layer, 60, 16)
+    assert not words(layer, 60, 15)  # rows
+    assert not words(layer, 40, 16)  # tape
     assert not words(nbrnn.LSTM(64, 256), 100, 64)  # gradients
     assert not words(nbrnn.LSTM(64, 128, products="bfloat16"), 100, 64)
 

@@ -35,7 +35,7 @@ BLOCK = 4
 BLOCK_CACHES, FEWEST_BLOCKS = 2, 3
 # Bytes of gradients that are worth being summed in two halves, and how many times as much tape and how many rows then
 # have to be there.
-HALF_GRADIENTS, HALF_TAPE, HALF_ROWS = 512 << 10, 2, 16
+HALF_GRADIENTS, HALF_TAPE, HALF_ROWS = 512 << 10, 4, 16
 
 
 @dataclass(frozen=True)
