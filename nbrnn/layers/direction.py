@@ -161,6 +161,9 @@ class Direction:
         self.scans, self.fronts = compile_scan(self.program.equations), compile_front(self.program.equations)
         self.projected = shape.options.projection is not None
         self.kernels = self.packing.kernels(self.projected)
+        # Of a row of the tape, and of all gradients
+        numbers = self.packing.panels * self.packing.columns, sum(map(math.prod, self.shapes().values()))
+        self._bytes = tuple(count * self.dtype.itemsize for count in numbers)
         self.names = list(self.shapes())
         self._fields = [name + end if name + end in self.names else None for name in Weights._fields]
         self._lock = threading.Lock()
@@ -208,17 +211,13 @@ class Direction:
 
     def blocks(self, steps: Steps) -> list[tuple[int, int]]:
         """The blocks of steps of the way back: from which to which, the last ones first."""
-        return schedule.blocks_back(steps.T, *self._sizes(steps))
+        row, gradients = self._bytes
+        return schedule.blocks_back(steps.T, steps.N * row, gradients)
 
     def in_halves(self, steps: Steps) -> bool:
         """Whether the gradients of weights are summed in two halves; steps: all of a sequence."""
-        return steps.even and not self.products.narrow and schedule.in_halves(steps.B, *self._sizes(steps))
-
-    def _sizes(self, steps: Steps) -> tuple[int, int]:
-        """The bytes of the tape, and of the gradients."""
-        size, packing = self.dtype.itemsize, self.packing
-        gradients = sum(math.prod(shape) for shape in self.shapes().values()) * size
-        return steps.N * packing.panels * packing.columns * size, gradients
+        row, gradients = self._bytes
+        return steps.even and not self.products.narrow and schedule.in_halves(steps.B, steps.N * row, gradients)
 
     def _weights(self, params: Mapping[str, np.ndarray]) -> Weights:
         """The parameters that go into products."""
@@ -546,7 +545,7 @@ class Direction:
                 gradient, left = half_gemm.gradient, (packing.plain_kernel(), dgates)
             beside = x, at * self.inputs, self.inputs, NO_ROWS
             sides, shards = (*hidden, *outputs, *beside, *inputs), shards_for(work + 2 * N * inputs[0].size)
-            if half:
+            if half is not None:
                 order, other = halves(N // tape.steps.B, tape.steps.B)
                 into = order, *outputs, *inputs, other, *chain(*self._sums(self._weights(half)))
                 gradient, sides = gemm.gradient_in_halves, (*hidden[:3], *beside[:3], *into)
@@ -596,7 +595,7 @@ class Direction:
             args = d[:hidden], first[hidden:], own, mask, d[hidden:], carry.down
             stages.append(stage(self.fronts[1], 1, *args))
             stages += copies(whole(d[hidden:]), whole(dfirst), dfirst, add=True)
-        if carry.half:
+        if carry.half is not None:
             total, other = grads.span(self.names[0], self.names[-1]), carry.half.flat
             stages.append(stage(gemm.add_half, shards_for(10 * other.size), other, total))
         for exponent, out, here in self._own(grads):
