@@ -298,17 +298,6 @@ def test_gradients_in_halves_are_those_of_the_rows_in_each(M, H, N, N2, dtype):
             assert_gradient(dw2[H:], db2[H:], two, x2[rows])
 
 
-@DTYPES
-@pytest.mark.parametrize("N", [0, 1, 7, 16, 100])
-def test_halves_are_added(N, dtype):
-    total, other = normal(1, N, dtype=dtype)[0], normal(1, N, dtype=dtype, seed=1)[0]
-    want = total + other
-    for shards in (1, 2, 3):
-        out = total.copy()
-        gemm.add_half.entry(shards, other, out)
-        assert_same_bits(out, want)
-
-
 @SHAPE
 @DTYPES
 def test_gradient_with_tokens(M, K, N, dtype):

@@ -302,17 +302,6 @@ def gradient_in_halves(
 
 
 @sharded
-def add_half(s, shards, other, out):
-    """out += other; both: [N]."""
-    N, W = len(out), lanes_of(pointer(out, 0))
-    vectors = (N + W - 1) // W
-    for v in range(vectors * s // shards, vectors * (s + 1) // shards):
-        i = v * W
-        here = pointer(out, i)
-        store(here, load(here, N - i) + load(pointer(other, i), N - i), N - i)
-
-
-@sharded
 def gradient_with_tokens(
     s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, tokens, first, token_runs, dw, db, token_dw,
     token_db,

@@ -596,8 +596,8 @@ class Direction:
             stages.append(stage(self.fronts[1], 1, *args))
             stages += copies(whole(d[hidden:]), whole(dfirst), dfirst, add=True)
         if carry.half is not None:
-            total, other = grads.span(self.names[0], self.names[-1]), carry.half.flat
-            stages.append(stage(gemm.add_half, shards_for(10 * other.size), other, total))
+            total, other = grads.span(self.names[0], self.names[-1])[None], carry.half.flat[None]
+            stages += copies(whole([other]), whole([total]), [total], add=True)
         for exponent, out, here in self._own(grads):
             down = carry.down[here]
             stages.append(stage(own_gradient, shards_for(10 * down.size), down, own[here], exponent, out))

@@ -180,7 +180,7 @@ class Module:
     _fresh: tuple[str, ...] = ()  # attributes that `_make` sets, and that a copy does not take over
 
     def _make(self) -> None:
-        """Set what belongs to this object alone, such as memory for its calls."""
+        """Set what belongs to this object alone, such as memory for its calls: when it is built, and in a copy."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if name not in self._fresh}

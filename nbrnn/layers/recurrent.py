@@ -527,7 +527,7 @@ class Recurrent(Module):
             words = (
                 f", input product of {plans[0].block} steps at once" if plans[0].block > 1 else "",
                 (f", gradients of weights after every {stop - first} steps" if first > 0 else "")
-                + (", those of two halves of the rows apart" if part.in_halves(steps) else ""),
+                + (", those of two halves of the rows apart unless x is tokens" if part.in_halves(steps) else ""),
             )
             for way, plan, block in zip(("forward", "backward"), plans, words):
                 lines.append(f"{end[1:]} {way}: {plan.kind}, {plan.shards} thread(s){block}: {plan.reason}")

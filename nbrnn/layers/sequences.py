@@ -113,7 +113,6 @@ def even_steps(T: int, B: int) -> Steps:
     return steps
 
 
-@lru_cache(maxsize=64)
 def halves(T: int, B: int) -> tuple[np.ndarray, np.ndarray]:
     """Which of the T B are those of the first rows, up to the middle, and which those of the others."""
     places = np.arange(T * B).reshape(T, B)

@@ -50,16 +50,16 @@ class Sequential(Module):
                 raise ValueError(f"module {n}: expected dtype {modules[0].dtype}, got {module.dtype}")
         self.modules, self.dtype = modules, modules[0].dtype
         self._prefixes = [f"{n}." for n in range(len(modules))]
-        named = ((prefix + name, view) for prefix, m in zip(self._prefixes, modules) for name, view in m.params.items())
-        shapes = {name: view.shape for name, view in named}
-        self.rebind(Parameters.zeros(shapes, self.dtype))
+        self._make()
+
+    _fresh = ("params",)
 
     def _make(self) -> None:
-        # The modules were copied with parameters of their own
-        frozen = self.params.frozen is not None
-        self.params.thaw()
-        self.rebind(self.params)
-        if frozen:
+        """Move the modules' parameters into one vector, frozen if they all are."""
+        parts = [module.params for module in self.modules]
+        named = ((prefix + name, view) for prefix, part in zip(self._prefixes, parts) for name, view in part.items())
+        self.rebind(Parameters.zeros({name: view.shape for name, view in named}, self.dtype))
+        if all(part.frozen is not None for part in parts):
             self.params.freeze()
 
     def rebind(self, params: Parameters) -> None:

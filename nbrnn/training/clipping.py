@@ -6,33 +6,34 @@ import math
 
 import numpy as np
 
-from nbrnn.kernels.jit import Stage, Stages, sharded, stage
+from nbrnn.kernels.jit import Prepared, Stage, prepare, sharded, stage
 from nbrnn.kernels.rows import add_up
 from nbrnn.kernels.simd import lane_sum, lanes_of, load, pointer, squares
-from nbrnn.layers.module import Parameters
 
 BLOCK = 1 << 14  # elements that are summed in one chain, whatever the number of threads
 
 
 class Norm:
-    """The Euclidean norm of parameters or gradients, as often as one likes: in float64 and in one pass, prepared once.
+    """The Euclidean norm of a vector, prepared for the next call with the same one; see `global_norm`."""
 
-    Parameters
-    ----------
-    grads : Parameters
-    """
+    def __init__(self) -> None:
+        self._total = np.empty(1)
+        self._prepared: Prepared | None = None
 
-    def __init__(self, grads: Parameters):
-        self.grads, self._total = grads, np.empty(1)
-        self._stages = Stages(*_stages(grads.flat, self._total))
+    def __call__(self, flat: np.ndarray) -> float:
+        self._prepared = prepare(self._prepared, (flat,), (), (), self._stages, flat)
+        self._prepared.stages.run()
+        norm = math.sqrt(self._total[0])
+        if math.isfinite(norm) or not np.isfinite(flat).all():
+            return norm
+        # The squares of huge doubles overflow where their norm need not.
+        largest = float(np.abs(flat).max())
+        return largest * global_norm(flat / largest)
 
-    def __reduce__(self) -> tuple:
-        return Norm, (self.grads,)
-
-    def __call__(self) -> float:
-        """See `global_norm`."""
-        self._stages.run()
-        return _finish(self.grads.flat, self._total)
+    def _stages(self, flat: np.ndarray) -> list[Stage]:
+        sums = np.empty(-(-flat.size // BLOCK))
+        summing = stage(_sum_blocks, flat.size // (4 * BLOCK), flat, sums)
+        return [summing, stage(add_up, 1, sums, self._total)]
 
 
 def global_norm(flat: np.ndarray) -> float:
@@ -49,25 +50,7 @@ def global_norm(flat: np.ndarray) -> float:
         The same bits on any number of threads. NaN or infinite where an element is; else finite, unless the norm
         itself is beyond float64.
     """
-    total = np.empty(1)
-    Stages(*_stages(flat, total)).run()
-    return _finish(flat, total)
-
-
-def _stages(flat: np.ndarray, total: np.ndarray) -> tuple[Stage, Stage]:
-    """total[0] = the sum of squares."""
-    sums = np.empty(-(-flat.size // BLOCK))
-    return stage(_sum_blocks, flat.size // (4 * BLOCK), flat, sums), stage(add_up, 1, sums, total)
-
-
-def _finish(flat: np.ndarray, total: np.ndarray) -> float:
-    """The norm, from the sum of squares."""
-    norm = math.sqrt(total[0])
-    if math.isfinite(norm) or not np.isfinite(flat).all():
-        return norm
-    # The squares of huge doubles overflow where their norm need not.
-    largest = float(np.abs(flat).max())
-    return largest * global_norm(flat / largest)
+    return Norm()(flat)
 
 
 @sharded

@@ -104,7 +104,7 @@ class Trainer:
         self.k2 = None if k2 is None else check_size("k2", k2)
         self._window = Window(model, self.k2)
         self.grads = Parameters.zeros(model.params.shapes, model.params.flat.dtype)
-        self._norm = Norm(self.grads)
+        self._norm = Norm()
         self.base_lr = optimizer.lr
         self.steps, self.epoch = 0, 0
         self.state: Any = None
@@ -155,13 +155,14 @@ class Trainer:
 
     def _clip(self) -> float:
         """Clip the gradients by value, and return the factor that clips their norm."""
-        norm = self._norm()  # not finite where an element is not: the check costs no pass of its own
+        flat = self.grads.flat
+        norm = self._norm(flat)  # not finite where an element is not: the check costs no pass of its own
         if not math.isfinite(norm):
             culprit = _first_not_finite(self.grads)
             raise self._not_finite(f"the gradient of {culprit}" if culprit else f"the norm of the gradients is {norm}")
         if self.clip_value is not None:
-            clip_by_value(self.grads.flat, self.clip_value)
-            norm = self._norm()
+            clip_by_value(flat, self.clip_value)
+            norm = self._norm(flat)
         return 1.0 if self.clip_norm is None or norm <= self.clip_norm else self.clip_norm / norm
 
     def _not_finite(self, what: str) -> TrainingError:
