@@ -82,6 +82,11 @@ def test_a_copy_of_a_frozen_module_is_frozen(how):
     assert (module(x)[0] == want).all()
 
 
+def test_a_pickle_holds_each_parameter_once():
+    module = nbrnn.Sequential(nbrnn.Sequential(nbrnn.LSTM(20, 50, seed=1)), nbrnn.Linear(50, 20, seed=2))
+    assert len(pickle.dumps(module)) < 1.2 * module.params.flat.nbytes
+
+
 @HOW
 def test_a_copied_trainer_goes_on_alike_and_alone(how):
     def batch():
