@@ -22,8 +22,8 @@ from test_recurrent import (
 
 import nbrnn
 from nbrnn.cells.activation import ACTIVATIONS, Activation
-from nbrnn.cells.cell import CELLS
-from nbrnn.cells.equations import FUNCTIONS, Value, _in_order
+from nbrnn.cells.cell import CELLS, Cell, Own
+from nbrnn.cells.equations import FUNCTIONS, Value, _in_order, exp
 from nbrnn.cells.program import Options, _Traced
 
 # ------------------------------------------------------------------ activation functions
@@ -319,6 +319,43 @@ def test_gradients_with_a_time_step_for_each_step_and_row_are_right(cell):
     got = by_layer(problem, dt=dt)
     assert_agree(got, by_oracle(problem, dt=dt[:, :, None]), BOUND["float64"])
     assert_agree(got, by_finite_differences(problem, dt=dt), 1e-7)
+
+
+# ------------------------------------------------------------------ what no step changes
+
+
+def leaky(gates, prev, own, act, given):
+    (a,), (h,), (p,), (s,), (g,) = gates, prev, own, act, given
+    k = s(p) * 2.0  # of the parameter
+    e = exp(-(k / g))  # of both
+    return (h * e + s(a) * (1.0 - e) * g,)
+
+
+LEAKY = Cell("leaky", ("a",), ("h",), leaky, own=(Own("p"),), activations=("sigmoid",), given=("g",))
+
+
+@pytest.mark.parametrize(
+    ("cell", "fixed"),
+    [("ctrnn", []), ("ctrnn_exponential", ["exp"]), (LEAKY, ["exp", "sigmoid"]), ("peephole_lstm", [])],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_costly_values_of_given_numbers_alone_are_computed_once(cell, fixed):
+    cell = CELLS.get(cell, cell)
+    for one in (cell, dataclasses.replace(cell, backward=None)):
+        traced = _Traced(one, Options(tuple(map(Activation, cell.activations))), np.dtype("float64"))
+        found = traced.fix([x for group in (traced.new, *traced.backward()) for x in group])
+        assert list(found) == ["fix"] * bool(fixed)
+        assert sorted(value.op for value in traced.given[len(cell.given) :]) == fixed
+
+
+def test_such_a_cell_agrees_with_finite_differences_and_with_itself_step_by_step():
+    problem = make_problem(LEAKY, T=4, B=3, dtype="float64", given={"g": 0.7}, **BOTH)
+    g = np.random.default_rng(0).uniform(0.5, 1.5, (4, 3))
+    for beside in ({}, {"g": g}, {"g": 0.9}):
+        assert_agree(by_layer(problem, **beside), by_finite_differences(problem, **beside), 1e-7)
+    layer, x, *_ = make_problem(LEAKY, T=4, B=3, dtype="float64", given={"g": 0.7})
+    session, y = layer.stream(3), layer(x, g=g)[0]
+    assert_same_bits({"y": np.stack([session.step(x[t], g=g[t]).copy() for t in range(4)])}, {"y": y})
 
 
 # ------------------------------------------------------------------ gradients by the chain rule

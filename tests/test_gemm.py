@@ -8,6 +8,7 @@ from test_tiles import assert_close, normal
 from nbrnn.kernels import gemm
 from nbrnn.kernels.simd import width
 from nbrnn.kernels.tiles import VECTORS, outer_kernel, panel_width, product_kernel
+from nbrnn.layers import sequences
 
 SIZES = (1, 7, 33, 100, 1000)
 # One dimension takes every size while the others stay small: rows, depth, columns.
@@ -136,10 +137,10 @@ def test_bits_of_a_row_do_not_depend_on_the_other_rows(dtype):
 ALL = np.empty(0, np.int64)
 
 
-def gradient(dy, runs, piece, step, *side, shapes):
+def gradient(dy, runs, piece, step, *side, shapes, blank=0):
     """dw and db of one matrix."""
     outputs, alone = untouched(*shapes, dtype=dy.dtype), gemm.alone(dy.dtype)
-    return on_shards(gemm.gradient, outputs, dy, runs, piece, step, False, *side, behind=alone)
+    return on_shards(gemm.gradient, outputs, dy, runs, piece, step, False, blank, *side, behind=alone)
 
 
 def assert_gradient(dw, db, dy, x):
@@ -182,6 +183,34 @@ def test_gradient_takes_the_rows_of_x_that_it_is_told(dtype):
 
 
 @DTYPES
+@pytest.mark.parametrize("blank", [0, 1, 130, 300, 333])
+def test_blank_rows_count_as_zeros_and_are_not_read(blank, dtype):
+    T, B, K, N = 30, 11, 7, 40
+    M, blank = T * B, min(blank, T * B) // B * B
+    dy, x, tokens = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype, seed=1), np.zeros(M, int)
+    zeroed, runs, shapes = x.copy(), gemm.runs_of(K, dtype), ((K, N), K)
+    x[:blank], zeroed[:blank] = np.nan, 0.0
+    want = gradient(dy, runs, 0, 0, zeroed, 0, N, ALL, shapes=shapes)
+    assert_gradient(*want, dy, zeroed)
+    args, outputs = (dy, runs, 0, 0, False, blank, x, 0, N, ALL), untouched(*shapes, *shapes, dtype=dtype)
+    with_tokens = on_shards(gemm.gradient_with_tokens, outputs, *args, tokens, 0, runs)
+    for found in (gradient(*args[:4], *args[6:], shapes=shapes, blank=blank), with_tokens[:2]):
+        for got, known in zip(found, want):
+            assert_same_bits(got, known)
+    # The second matrix has no such rows
+    sides, halves = (zeroed, 0, N), sequences.halves(T, B)
+    found = []
+    for first, none in ((zeroed, 0), (x, blank)):
+        outs = [untouched(*shapes, *shapes, dtype=dtype)() for _ in halves]
+        args = [array for rows, out in zip(halves, outs) for array in (rows, *out)]
+        how = gemm.runs_of(K, dtype, (0, 0)), 0, 0, False, none, first, 0, N
+        gemm.gradient_in_halves.entry(2, outer_kernel(VECTORS, dtype), dy, *how, *sides, *args)
+        found.append([array for out in outs for array in out])
+    for got, known in zip(found[1], found[0]):
+        assert_same_bits(got, known)
+
+
+@DTYPES
 @pytest.mark.parametrize("cut", [0, 1, 128, 300, 399])
 def test_gradients_of_two_pieces_added_from_the_end_are_those_of_the_whole_bit_for_bit(cut, dtype):
     M, K, N = 400, 70, 40
@@ -189,7 +218,7 @@ def test_gradients_of_two_pieces_added_from_the_end_are_those_of_the_whole_bit_f
     runs, kernel = gemm.runs_of(K, dtype), outer_kernel(4, dtype)
 
     def piece(first, stop, add, out):
-        args = dy[first:stop].copy(), runs, 0, 0, add, x, first * N, N, ALL, tokens, first, runs
+        args = dy[first:stop].copy(), runs, 0, 0, add, 0, x, first * N, N, ALL, tokens, first, runs
         gemm.gradient_with_tokens.entry(1, kernel, *args, *out)
 
     whole, parts = (untouched((K, N), K, (K, N), K, dtype=dtype)() for _ in range(2))
@@ -229,7 +258,7 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
     runs = [gemm.runs_of(H, dtype, (block * H, -1), slot * U, U, slots * U) for block, slot in places.items()]
     runs, shapes = np.concatenate(runs), ((3 * H, N), 3 * H)
     floats = gradient(dy, runs, U, slots * U, x, 0, N, ALL, shapes=shapes)
-    args = dy, runs, U, slots * U, False, x, 0, N, ALL, tokens, 0, runs
+    args = dy, runs, U, slots * U, False, 0, x, 0, N, ALL, tokens, 0, runs
     both = on_shards(gemm.gradient_with_tokens, untouched(*shapes, *shapes, dtype=dtype), *args)
     for (dw, db), right in ((floats, x), (both[:2], x), (both[2:], np.eye(N)[tokens])):
         for block, slot in places.items():
@@ -259,7 +288,7 @@ def test_gradients_of_two_matrices_at_once_are_those_of_each(H, N, N2, dtype):
     for shards in (1, 2, 3, 4, 7):
         one, two = untouched(*shapes, dtype=dtype)(), untouched(*shapes2, dtype=dtype)()
         sides = x, 0, N, ALL, *one, x2, 0, N2, ALL, *two
-        gemm.gradient(shards, outer_kernel(VECTORS, dtype), dy, runs, *how, False, *sides)
+        gemm.gradient(shards, outer_kernel(VECTORS, dtype), dy, runs, *how, False, 0, *sides)
         for got, known in zip((*one, *two), (*want[0], *want[1])):
             assert_same_bits(got, known)
 
@@ -283,7 +312,7 @@ def test_gradients_in_halves_are_those_of_the_rows_in_each(M, H, N, N2, dtype):
         outs = [untouched(*shapes, dtype=dtype)() for _ in orders]
         halves = [array for rows, out in zip(orders, outs) for array in (rows, *out)]
         sides = x, 0, N, x2, 0, N2
-        gemm.gradient_in_halves.entry(shards, outer_kernel(VECTORS, dtype), dy, runs, *how, False, *sides, *halves)
+        gemm.gradient_in_halves.entry(shards, outer_kernel(VECTORS, dtype), dy, runs, *how, False, 0, *sides, *halves)
         found.append(outs)
     for outs in found[1:]:
         for half, first in zip(outs, found[0]):
@@ -305,7 +334,7 @@ def test_gradient_with_tokens(M, K, N, dtype):
     runs = gemm.runs_of(K, dtype)
     outputs = untouched((K, 5), K, (K, N), K, dtype=dtype)
     dw, db, token_dw, token_db = on_shards(
-        gemm.gradient_with_tokens, outputs, dy, runs, 0, 0, False, x, 0, 5, ALL, tokens, 0, runs
+        gemm.gradient_with_tokens, outputs, dy, runs, 0, 0, False, 0, x, 0, 5, ALL, tokens, 0, runs
     )
     assert_gradient(dw, db, dy, x)
     assert_gradient(token_dw, token_db, dy, np.eye(N)[tokens])

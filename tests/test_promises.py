@@ -194,7 +194,27 @@ def test_five_threads_give_the_same_bits(python):
 
 @sharded
 def sums_by_thread(
-    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2, db2
+    s,
+    shards,
+    kernel,
+    dy,
+    runs,
+    piece,
+    step,
+    add,
+    blank,
+    x,
+    offset,
+    ldx,
+    rows,
+    dw,
+    db,
+    x2,
+    offset2,
+    ldx2,
+    rows2,
+    dw2,
+    db2,
 ):
     """A kernel with a bug: as many sums as there are threads, so that their order depends on that number."""
     if s == 0:
@@ -202,7 +222,7 @@ def sums_by_thread(
             lo, hi = len(dy) * n // shards, len(dy) * (n + 1) // shards
             here, here2 = offset + lo * ldx, offset2 + lo * ldx2
             one, two = (x, here, ldx, rows, dw, db), (x2, here2, ldx2, rows2, dw2, db2)
-            gradient_by(0, 1, WHOLE, kernel, dy[lo:hi], runs, piece, step, add + n, *one, *two)
+            gradient_by(0, 1, WHOLE, kernel, dy[lo:hi], runs, piece, step, add + n, 0, *one, *two)
 
 
 def test_a_kernel_whose_sums_depend_on_the_threads_is_noticed(monkeypatch):

@@ -644,6 +644,35 @@ def test_nan_in_a_parameter_is_not_hidden(cell):
         assert np.isnan(results["dx"]).all(axis=(0, 2)).any()
 
 
+# ------------------------------------------------------------------ first states
+
+
+@CASE
+@pytest.mark.parametrize("lengths", [None, (5, 0, 2, 5, 1, 3, 4)])
+@pytest.mark.parametrize("T", [1, 5])
+def test_no_state_is_a_state_of_zeros_bit_for_bit(cell, dtype, tokens, T, lengths):
+    # Enough rows and units for halves of the gradient, and for blocks of it
+    lengths = None if lengths is None else np.minimum(lengths, T)
+    problem = make_problem(cell, T=T, B=7, H=33, dtype=dtype, tokens=tokens, num_layers=2, bidirectional=True)
+    zeros = problem._replace(state=pack([np.zeros_like(array) for array in unpack(problem.state)]))
+    want = by_layer(zeros, lengths=lengths)
+    assert_same_bits(by_layer(problem._replace(state=None), lengths=lengths), want)
+    layer, x, state, *_ = zeros
+    assert_same_bits({"y": layer(x, None, lengths)[0]}, {"y": layer(x, state, lengths)[0]})
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "jordan", "layernorm_lstm"])
+def test_states_of_zeros_are_not_multiplied(cell):
+    layer, x, state, *_ = make_problem(cell, T=3)
+    layer.params["weight_hh_l0"][...] = np.nan
+    y, _ = layer(x)
+    assert np.isfinite(y[0]).all()
+    assert np.isnan(y[1:]).all()
+    # But a weight that is NaN is not passed over altogether, and a state is multiplied, zero or not
+    assert np.isnan(layer(x[:1])[0]).all()
+    assert np.isnan(layer(x, pack([np.zeros_like(array) for array in unpack(state)]))[0]).all()
+
+
 # ------------------------------------------------------------------ what a call keeps, and what it leaves alone
 
 

@@ -45,7 +45,7 @@ class WeightGradient(Suite):
         rng = np.random.default_rng(0)
         dy, x = (rng.standard_normal((M, size)).astype(dtype) for size in (K, N))
         side = x, 0, N, np.empty(0, np.int64), np.empty((K, N), dtype), np.empty(K, dtype)
-        how = gemm.runs_of(K, dtype), 0, 0, False
+        how = gemm.runs_of(K, dtype), 0, 0, False, 0
         one = jit.stage(gemm.gradient, threads, outer_kernel(VECTORS, dtype), dy, *how, *side, *gemm.alone(dtype))
         self.stages = jit.Stages(one)
         self.time_gradient()

@@ -8,7 +8,7 @@ them from the graph.
 
 What has to be kept from forward for backward follows from the graph, too (`choose_kept`): results of the costly
 functions, unless they can be had again from the states; sums and products are computed again, unless the cell keeps
-them itself.
+them itself. And so does what is the same at every step, and computed once in front of the loop (`choose_fixed`).
 """
 
 from __future__ import annotations
@@ -268,12 +268,27 @@ def choose_kept(
         if id(value) in seen or not lost[id(value)]:
             continue
         seen.add(id(value))
-        costly = value.op in ("input", "/") or (value.op in FUNCTIONS and FUNCTIONS[value.op].costly)
-        if (costly or id(value) in named) and id(value) not in late:
+        if (value.op == "input" or _is_costly(value) or id(value) in named) and id(value) not in late:
             kept[id(value)] = value
         else:
             stack += [arg for arg in value.args if isinstance(arg, Value)]
     return [value for value in order if id(value) in kept]
+
+
+def choose_fixed(needed: Iterable[Number], given: Iterable[Value]) -> list[Value]:
+    """The costly values that follow from what is given alone: nothing that a step would have to compute again."""
+    order, given = _in_order(needed), {id(value) for value in given}
+    alone: dict[int, bool] = {}
+    for value in order:
+        args = [arg for arg in value.args if isinstance(arg, Value)]
+        alone[id(value)] = id(value) in given or (bool(args) and all(alone[id(arg)] for arg in args))
+    ends = {id(value) for value in order if alone[id(value)] and _is_costly(value)}
+    return [value for value in _in_order(needed, ends) if id(value) in ends]
+
+
+def _is_costly(value: Value) -> bool:
+    """Whether it is rather kept than computed again."""
+    return value.op == "/" or (value.op in FUNCTIONS and FUNCTIONS[value.op].costly)
 
 
 def depend(results: Iterable[Number], some: Iterable[Value], given: Iterable[Value]) -> bool:

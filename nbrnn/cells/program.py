@@ -23,7 +23,17 @@ import numpy as np
 
 from nbrnn.cells.activation import Activation
 from nbrnn.cells.cell import Cell
-from nbrnn.cells.equations import Graph, Number, Value, choose_kept, compile_function, depend, derive, inputs
+from nbrnn.cells.equations import (
+    Graph,
+    Number,
+    Value,
+    choose_fixed,
+    choose_kept,
+    compile_function,
+    depend,
+    derive,
+    inputs,
+)
 from nbrnn.kernels.jit import stamp_of
 from nbrnn.kernels.products import products_of
 from nbrnn.kernels.scan import Equations, Layout
@@ -176,6 +186,12 @@ class _Traced:
         dprev = [a + b for a, b in zip(around, [0.0] * self.hidden + list(dprev))]
         return list(dgates), dprev, [a + b for a, b in zip(around[N:], down)]
 
+    def fix(self, results: Iterable[Number]) -> dict[str, Callable]:
+        """Let what no step changes be computed once, and stand behind the given numbers; the function that does."""
+        given, fixed = self.given, choose_fixed(results, [*self.own, *self.given])
+        self.given = (*given, *fixed)
+        return {"fix": self.compile("fix", {"own": self.own, "given": given}, fixed)} if fixed else {}
+
     def known(self) -> list[Value]:
         """What backward is given without its being kept."""
         return [*self.prev, *_values(self.new), *self.own, *self.given]
@@ -225,14 +241,16 @@ def compile_cell(cell: Cell, options: Options, dtype: np.dtype) -> Program:
     dgates, dprev, down = _add(traced.graph, *traced.backward())
     if options.projection and traced.prev[0] in _inputs_of([*traced.new, *dgates, *dprev, *down]):
         raise ValueError(f"proj_size: {cell.name} uses h of the step before unit by unit, which has another size here")
+    fix = traced.fix([*traced.new, *([traced.operand] if cell.operand else []), *dgates, *dprev, *down])
     how = _normalised if cell.finish else _with_operand if cell.operand else _plain
     kept, looks_back, functions = how(traced, dgates, dprev, down)
+    functions |= fix
     if options.projection:
         functions |= _projection(options.projection)
     layout = Layout(
         cell.slots, max(cell.slots, kept), len(cell.input_slots), len(cell.recurrent_slots), len(cell.second),
-        len(traced.prev), cell.own_rows, len(traced.names), int(options.recurrent_dropout), cell.norms, traced.late,
-        int(looks_back),
+        len(traced.prev), cell.own_rows, len(traced.names), len(traced.given) - len(traced.names),
+        int(options.recurrent_dropout), cell.norms, traced.late, int(looks_back),
     )  # fmt: skip
     functions |= _front(cell, options, traced.act)
     products = products_of(options.products, dtype)

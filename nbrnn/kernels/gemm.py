@@ -220,7 +220,8 @@ def _multiply_block(kernel, a, first, step, depth, packed, start, out, row, rows
 # and what it makes of that, a `side`: x from its first element on, ldx, rows, N, dw, db.
 #
 # Only the rows of the runs are written; to what stands there the sums are added where `add` says so. Sums begin with
-# the last row: a sequence that is taken piece by piece, from its end, gives the same bits as a whole one.
+# the last row: a sequence that is taken piece by piece, from its end, gives the same bits as a whole one. The first
+# `blank` rows of the first matrix's x are zeros, which are left out.
 
 
 @dataclass(frozen=True)
@@ -259,32 +260,32 @@ def alone(dtype: object) -> tuple:
 
 @jitable
 def gradient_by(
-    s, shards, factors, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2,
-    db2,
+    s, shards, factors, kernel, dy, runs, piece, step, add, blank, x, offset, ldx, rows, dw, db, x2, offset2, ldx2,
+    rows2, dw2, db2,
 ):  # fmt: skip
     """dw = dy.T @ x and db = the sum of dy's rows, for two sides; kernel: `outer_kernel`, or the factors' own."""
     side = pointer(x, offset), ldx, rows, dw.shape[1], dw, db
     sides = side, (pointer(x2, offset2), ldx2, rows2, dw2.shape[1], dw2, db2)
-    _gradient(s, shards, factors, kernel, dy, np.empty(0, np.int64), len(dy), runs, piece, step, add, sides)
+    _gradient(s, shards, factors, kernel, dy, np.empty(0, np.int64), len(dy), runs, piece, step, add, blank, sides)
 
 
 @jitable
-def _gradient(s, shards, factors, kernel, dy, order, M, runs, piece, step, add, sides):
+def _gradient(s, shards, factors, kernel, dy, order, M, runs, piece, step, add, blank, sides):
     """The gradients of both sides from the first M rows of dy, or from those in `order`."""
     share, span = _share(s, shards, dy, runs, sides), _span(dy, sides)
     scratch = factors.room(dy, _panels_of(dy, share), span)
     if factors.narrow:
         amx.begin()
     for k in range(0, max(1, M), factors.depth * span):
-        _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, sides, share, scratch)
+        _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, blank, sides, share, scratch)
     if factors.narrow:
         amx.end()
 
 
 @sharded
 def gradient_in_halves(
-    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, x2, offset2, ldx2, order, dw, db, dw2, db2, order_b,
-    dw_b, db_b, dw2_b, db2_b,
+    s, shards, kernel, dy, runs, piece, step, add, blank, x, offset, ldx, x2, offset2, ldx2, order, dw, db, dw2, db2,
+    order_b, dw_b, db_b, dw2_b, db2_b,
 ):  # fmt: skip
     """`gradient` of two matrices, apart for the rows in `order` and for those in `order_b`.
 
@@ -298,13 +299,14 @@ def gradient_in_halves(
             side = pointer(x, offset), ldx, rows, dw.shape[1], dw if half == 0 else dw_b, db if half == 0 else db_b
             side2 = dw2 if half == 0 else dw2_b, db2 if half == 0 else db2_b
             sides = side, (pointer(x2, offset2), ldx2, rows, dw2.shape[1], *side2)
-            _gradient(s - first, last - first, WHOLE, kernel, dy, rows, len(rows), runs, piece, step, add, sides)
+            part, M, none = last - first, len(rows), blank * len(rows) // max(1, len(dy))
+            _gradient(s - first, part, WHOLE, kernel, dy, rows, M, runs, piece, step, add, none, sides)
 
 
 @sharded
 def gradient_with_tokens(
-    s, shards, kernel, dy, runs, piece, step, add, x, offset, ldx, rows, tokens, first, token_runs, dw, db, token_dw,
-    token_db,
+    s, shards, kernel, dy, runs, piece, step, add, blank, x, offset, ldx, rows, tokens, first, token_runs, dw, db,
+    token_dw, token_db,
 ):  # fmt: skip
     """The gradient of one side, and the same where x holds the one-hot rows of `tokens`.
 
@@ -315,7 +317,7 @@ def gradient_with_tokens(
     scratch, order = _scratch(dy, _panels_of(dy, share), 1), np.empty(0, np.int64)
     sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
     for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(WHOLE, kernel, dy, order, len(dy), k, runs, piece, step, add, sides, share, scratch)
+        _gradient_block(WHOLE, kernel, dy, order, len(dy), k, runs, piece, step, add, blank, sides, share, scratch)
         _token_block(s, shards, dy, k, tokens, first, token_runs, sums, places)
     _token_end(s, shards, token_runs, sums, token_dw, token_db)
 
@@ -402,7 +404,7 @@ def _panels_of(dy, share):
 
 
 @jitable
-def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, sides, share, scratch):
+def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, blank, sides, share, scratch):
     """Add what some blocks of the M rows of dy give, k before the end."""
     (first, last, parts, sums), (left, right, zeros) = share, scratch
     P, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), factors.depth
@@ -410,8 +412,9 @@ def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, si
     stop = min(M, k + DEPTH * len(right))
     for k0 in range(k, stop if first < last else k, DEPTH):
         depth, block, behind = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], 0
-        for (x, ldx, rows, _, _, _), (column, count) in zip(sides, parts):
-            factors.right(shift(x, column), ldx, rows, M - k0, depth, count, block, behind)
+        for (x, ldx, rows, _, _, _), (column, count), none in zip(sides, parts, (blank, 0)):
+            there = max(0, min(depth, M - none - k0))
+            factors.right(shift(x, column), ldx, rows, M - k0, there, count, block, behind)
             behind += (count + P - 1) // P * P
     for run in range(first, last):
         column, count, row, row2 = runs[run]
@@ -422,9 +425,10 @@ def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, si
             depth, block, behind = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], 0
             factors.left(dy, order, M - k0, depth, column, count, piece, step, left, db, at, sums)
             fresh = k0 == 0 and not add
-            for side, part, row_of in zip(sides, parts, (row, row2)):
+            for side, part, row_of, none in zip(sides, parts, (row, row2), (blank, 0)):
                 if row_of >= 0:
-                    _add_side(factors, kernel, left, block, behind, P, depth, zeros, fresh, side, part, row_of, count)
+                    there = max(0, min(depth, M - none - k0))
+                    _add_side(factors, kernel, left, block, behind, P, there, zeros, fresh, side, part, row_of, count)
                 behind += (part[1] + P - 1) // P * P
         if sums and row >= 0 and row2 >= 0:
             for n in range(count):

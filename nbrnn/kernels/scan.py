@@ -22,6 +22,7 @@ not there. `starts[t]` is the sum of n before t, the row where step t begins in
                               the second state its mean and 1 / deviation
     given   [., N, H]         numbers that equations take beside them, such as masks; [., B, H]: of all steps;
                               [., 1, H]: of all rows, too
+    fixed   [., N, H]         what equations compute from own and given numbers alone, laid out like given
     gates   [N, J, K U W]     the tape: J panels of U vectors of W units, K slots a unit, slot by slot, of which the
                               first S are the pre-activations. Forward leaves what it kept, backward turns it into the
                               gradients of the pre-activations.
@@ -99,8 +100,8 @@ class Layout:
         product so many in front of those.
     states : int
         Number of states, h among them.
-    own, given : int
-        Numbers a unit that equations take from parameters and from arrays beside x.
+    own, given, fixed : int
+        Numbers a unit that equations take from parameters, from arrays beside x, and computed once from those.
     output : int
         Which state the gradient of the output belongs to: 0, or 1 where h is not what is fed back.
     norms : int
@@ -119,6 +120,7 @@ class Layout:
     states: int
     own: int
     given: int
+    fixed: int
     output: int
     norms: int
     late: int
@@ -179,6 +181,8 @@ class Equations(Constants):
         ``front_backward(d, states, own, mask) -> dstates, down``.
     fronts : int
         How many those are.
+    fix : callable or None
+        ``fix(own, given)``: the numbers that the other equations find behind the given ones.
     """
 
     name: str
@@ -196,6 +200,7 @@ class Equations(Constants):
     front: Callable | None = None
     front_backward: Callable | None = None
     fronts: int = 0
+    fix: Callable | None = None
 
     def __getattr__(self, name: str) -> int:
         """The numbers of the layout, and what follows from them."""
@@ -247,6 +252,24 @@ def compile_front(cell: Equations) -> tuple[Kernel, Kernel]:
     gradients of those, states, own, mask, the gradients to compute [., B, H], and to add to, down [., B, J U W].
     """
     return Kernel(_front, f"front-{cell.name}", cell), Kernel(_front_back, f"front_back-{cell.name}", cell)
+
+
+@cache
+def compile_fix(cell: Equations) -> Kernel:
+    """The kernel that computes the fixed numbers [., R, H] from own [., J U W] and given ones [., R, H]."""
+    return Kernel(_fix, f"fix-{cell.name}", cell)
+
+
+@jitable
+def _fix(shard, shards, cell, own, given, out):
+    _, R, H = out.shape
+    W, plane = lanes_of(pointer(out, 0)), R * H
+    for m in range(R * shard // shards, R * (shard + 1) // shards):
+        for unit in range(0, H, W):
+            at, count = m * H + unit, H - unit
+            mine = load_many(pointer(own, unit), own.shape[1], W, cell.own)
+            beside = load_many(pointer(given, at), plane, count, cell.given)
+            store_many(pointer(out, at), plane, cell.fix(mine, beside), count)
 
 
 @jitable

@@ -79,6 +79,7 @@ class Backward(NamedTuple):
     w_mid: Any
     own: Any
     given: Any
+    fixed: Any
     y: Any
     inner: Any
     middle: Any

@@ -30,14 +30,15 @@ class Forward(NamedTuple):
     """What a forward scan works on: numbers, and the arrays described in `scan` or, in compiled code, their addresses.
 
     kernel_ih, kernel_hh, kernel_mid: for the input, the recurrent and the second product; block: time steps whose input
-    product is done at once; shared: whether all panels share one scratch tile; turn: 1 if the first step takes the
-    last panel first; lengths [B], starts [T + 1], slots [T + 2]: int64; I, P: sizes of the input and of what is fed
-    back; ld: of a row of y, of which this direction's part begins at `column`; w_ih [J, I, .], bias [J S U W], w_hh
-    [J, P, .], w_mid and bias_mid of the second product; rows: of one given number, of one inner state; step_given:
-    whether given numbers differ by time step; ld_middle: of a row of middle.
+    product is done at once; shared: whether all panels share one scratch tile; turn: 1 if the first step takes the last
+    panel first; fresh: whether the states to begin with are zeros; lengths [B], starts [T + 1], slots [T + 2]: int64;
+    I, P: sizes of the input and of what is fed back; ld: of a row of y, of which this direction's part begins at
+    `column`; w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid and bias_mid of the second product; rows: of one
+    given number, of one inner state; step_given: whether given numbers differ by time step; ld_middle: of a row of
+    middle.
     """
 
-    integers = 21
+    integers = 22
     kernel_ih: int
     kernel_hh: int
     kernel_mid: int
@@ -47,6 +48,7 @@ class Forward(NamedTuple):
     shared: int
     reverse: int
     turn: int
+    fresh: int
     tokens: int
     T: int
     B: int
@@ -71,6 +73,7 @@ class Forward(NamedTuple):
     bias_mid: Any
     own: Any
     given: Any
+    fixed: Any
     y: Any
     inner: Any
     middle: Any
@@ -152,16 +155,23 @@ def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
 
 
 @jitable
+def _fed_back(p, team):
+    """Whether a step has something to multiply the recurrent weights with, and not zeros, which would add nothing."""
+    _, step, _ = team
+    return step > 0 or not p.fresh
+
+
+@jitable
 def step_plain(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell with one product."""
-    rows, _, j0, j1, _, _ = part
+    (rows, _, j0, j1, _, _), fed = part, _fed_back(p, team)
     # The equations of a single row wait for themselves: those of all panels hide each other's latency
     group = j1 - j0 if rows == 1 and not p.shared else 1
     for first in range(j0, j1, group):
         stop = min(first + group, j1)
         for n in range(first, stop):
             j, way = turn(n, j0, j1, team)
-            _products(cell, p, row, part, at, states, j, way)
+            _products(cell, p, row, fed, part, at, states, j, way)
         for n in range(first, stop):
             j, _ = turn(n, j0, j1, team)
             _forward_tile(cell, p, j, part, at, states, beside)
@@ -174,16 +184,16 @@ def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
     """A step of a cell with one product, by narrow factors."""
     (rows, _, j0, j1, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
     W, U, depth, panel = lanes_of(gates), cell.vectors, cell.products.padded(p.P), cell.products.column(p.P)
-    recurrent = cell.recurrent * U * W
+    recurrent, fed = cell.recurrent * U * W, _fed_back(p, team)
     start = cell.slots * U * W - recurrent
-    if recurrent > 0:
+    if recurrent > 0 and fed:
         cell.products.round_rows(h_prev, ld, rows, p.P, p.P, 1, rounded, p.ld_middle)
     for n in range(j0, j1):
         j, way = turn(n, j0, j1, team)
         g = shift(gates, j * g_j)
         if row >= 0:
             _input(cell, p, row, rows, j, g, g_m)
-        if recurrent > 0:
+        if recurrent > 0 and fed:
             r, b = shift(g, start), factors(cell, p.w_hh, j * panel * recurrent)
             ahead = shift(b, way * panel * recurrent)
             product(p.kernel_hh, rounded, p.ld_middle, b, depth, r, g_m, r, g_m, rows, recurrent, ahead)
@@ -197,14 +207,15 @@ def step_with_operand(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell that has a second product before its equations."""
     (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
     W = lanes_of(gates)
-    total, count = cell.slots * cell.vectors, cell.second * cell.vectors
+    total, count, fed = cell.slots * cell.vectors, cell.second * cell.vectors, _fed_back(p, team)
     for j in range(j0, j1):
-        _products(cell, p, row, part, at, states, j, 1)
+        _products(cell, p, row, fed, part, at, states, j, 1)
         _operand_tile(cell, j, part, at, states, beside, mid)
     wait(p, team, 1, 2)
     for j in range(j0, j1):
         g, b = shift(gates, j * g_j + (total - count) * W), floats(cell, p.w_mid, j * H * count * W)
-        product(p.kernel_mid, mid, H, b, H, g, g_m, g, g_m, rows, count * W, shift(b, H * count * W))
+        if fed:
+            product(p.kernel_mid, mid, H, b, H, g, g_m, g, g_m, rows, count * W, shift(b, H * count * W))
         _forward_tile(cell, p, j, part, at, states, beside)
     wait(p, team, 2, 2)
 
@@ -213,10 +224,10 @@ def step_with_operand(cell, p, row, part, at, states, beside, mid, team):
 def step_with_projection(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell whose result is projected."""
     (rows, H, j0, j1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
-    W = lanes_of(h)
+    W, fed = lanes_of(h), _fed_back(p, team)
     PANEL = VECTORS * W
     for j in range(j0, j1):
-        _products(cell, p, row, part, at, states, j, 1)
+        _products(cell, p, row, fed, part, at, states, j, 1)
         # h of the step before has another size: the equations cannot use it
         hidden = mid, mid, H, c_prev, c, plane
         _forward_tile(cell, p, j, part, at, hidden, beside)
@@ -239,9 +250,9 @@ def step_normalised(cell, p, row, part, at, states, beside, stats, team):
     (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
     _, h, ld, _, c, plane = states
     W = lanes_of(gates)
-    units, count = cell.vectors * W, cell.norms + 2
+    units, count, fed = cell.vectors * W, cell.norms + 2, _fed_back(p, team)
     for j in range(j0, j1):
-        _products(cell, p, row, part, at, states, j, 1)
+        _products(cell, p, row, fed, part, at, states, j, 1)
     for m in range(rows):
         normalise_slots(cell, shift(gates, m * g_m), g_j, H, shift(stats, m * count))
         for unit in range(0, H, W):
@@ -263,8 +274,9 @@ def step_normalised(cell, p, row, part, at, states, beside, stats, team):
 
 
 @jitable
-def _products(cell, p, row, part, at, states, j, way):
-    """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's."""
+def _products(cell, p, row, fed, part, at, states, j, way):
+    """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's; fed:
+    whether there is a recurrent product."""
     (rows, _, _, _, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
     U = cell.vectors
     total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
@@ -272,7 +284,7 @@ def _products(cell, p, row, part, at, states, j, way):
     W = lanes_of(g)
     if row >= 0:
         _input(cell, p, row, rows, j, g, g_m)
-    if recurrent > 0:
+    if recurrent > 0 and fed:
         size = p.P * recurrent * W
         r, b = shift(g, (total - recurrent - second) * W), floats(cell, p.w_hh, j * size)
         product(p.kernel_hh, h_prev, ld, b, p.P, r, g_m, r, g_m, rows, recurrent * W, shift(b, way * size))

@@ -106,10 +106,10 @@ def count_panels(count, width):
 
 @jitable
 def beside_of(cell, p, here, once, plane):
-    """The own and the given numbers of some rows, with the strides of one kind of them, and of a row of given ones."""
+    """The own, the given and the fixed numbers of some rows, with the strides of one kind of them, and of a row."""
     ld = p.H if p.given_rows > 1 else 0
-    given = floats(cell, p.given, (here if p.step_given else once) * ld)
-    return floats(cell, p.own, 0), plane, given, p.given_rows * p.H, ld
+    at = (here if p.step_given else once) * ld
+    return floats(cell, p.own, 0), plane, floats(cell, p.given, at), floats(cell, p.fixed, at), p.given_rows * p.H, ld
 
 
 @jitable
@@ -124,12 +124,13 @@ def states_of(cell, p, before, after, once, keep):
 
 @jitable
 def arguments(cell, m, unit, count, H, states, beside):
-    """The states before, own and given numbers of some hidden units in row m."""
-    (h_prev, _, ld, c_prev, _, plane), (own, own_plane, given, given_plane, ld_given) = states, beside
+    """The states before, the own, and the given and fixed numbers of some hidden units in row m."""
+    (h_prev, _, ld, c_prev, _, plane), (own, own_plane, given, fixed, given_plane, ld_given) = states, beside
     W, at = lanes_of(h_prev), m * H + unit
     prev = (load(shift(h_prev, m * ld + unit), count),) + load_many(shift(c_prev, at), plane, count, cell.inner)
-    mine = load_many(shift(own, unit), own_plane, W, cell.own)
-    return prev, mine, load_many(shift(given, m * ld_given + unit), given_plane, count, cell.given)
+    mine, here = load_many(shift(own, unit), own_plane, W, cell.own), m * ld_given + unit
+    numbers = load_many(shift(given, here), given_plane, count, cell.given)
+    return prev, mine, numbers + load_many(shift(fixed, here), given_plane, count, cell.fixed)
 
 
 @jitable

@@ -30,7 +30,7 @@ from nbrnn.kernels.barrier import new_counters
 from nbrnn.kernels.jit import Prepared, Stage, Stages, get_num_threads, prepare, run, stage, threading_layer
 from nbrnn.kernels.memory import empty, zeros
 from nbrnn.kernels.rows import clear, copy_rows, own_gradient, pack_own
-from nbrnn.kernels.scan import compile_front, compile_scan
+from nbrnn.kernels.scan import compile_fix, compile_front, compile_scan
 from nbrnn.kernels.scan_backward import Backward
 from nbrnn.kernels.scan_forward import Forward
 from nbrnn.kernels.schedule import Schedule, shards_for
@@ -104,8 +104,10 @@ class Tape:
     counters: np.ndarray  # of each block
     # What the last call brought
     x: np.ndarray | None = None  # [N, I], or tokens [N]
+    fresh: bool = False  # whether what is fed back begins with zeros
     y: np.ndarray | None = None  # [N + 2 B, D P]
     given: Given | None = None
+    fixed: np.ndarray | None = None  # what follows from given and own parameters, laid out like given
     ahead: Prepared | None = None
     back: Prepared | None = None
 
@@ -246,6 +248,8 @@ class Direction:
         pack = keep and panels is None
         tape = self.take(steps, keep, panels or (None if keep else self.packed(params)))
         tape.x, tape.y, tape.given = x, y, given
+        # A single step multiplies its zeros: no weight that is NaN is passed over.
+        tape.fresh = states is None and self.cell.emission is None and steps.T > 1
         count, beside = -1 if states is None else len(states), given if given.steady else given.by_step
         key = params.flat if pack else None, count, len(last), x.ndim, beside
         args = tape, states, last, params if pack else None
@@ -299,11 +303,16 @@ class Direction:
             if not tokens:
                 x, rounding = rounded(self.products, x, 0, self.inputs, 1, 0)
                 stages = [rounding]
+        tape.fixed = empty((self.layout.fixed, *given.shape[1:]), self.dtype)
+        if self.layout.fixed:
+            args = tape.panels.own, given, tape.fixed
+            stages.append(stage(compile_fix(self.program.equations), shards_for(10 * tape.fixed.size), *args))
         return [*stages, stage(self.scans[0], how.shards, Forward(
-            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, turn, tokens, steps.T,
-            steps.B, self.inputs, self.hidden, self.output, given.shape[1], by_step, self.reverse * self.output,
-            y.shape[1], tape.inner.shape[1], middle.shape[-1], steps.lengths, steps.starts, steps.slots, x,
-            *tape.panels.ahead, tape.panels.own, given, y, tape.inner, middle, tape.gates, tape.counters,
+            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, turn, tape.fresh,
+            tokens, steps.T, steps.B, self.inputs, self.hidden, self.output, given.shape[1], by_step,
+            self.reverse * self.output, y.shape[1], tape.inner.shape[1], middle.shape[-1], steps.lengths, steps.starts,
+            steps.slots, x, *tape.panels.ahead, tape.panels.own, given, tape.fixed, y, tape.inner, middle, tape.gates,
+            tape.counters,
         ))]  # fmt: skip
 
     def _scratch(self, how: Schedule, steps: Steps, depth: int) -> np.ndarray:
@@ -456,7 +465,7 @@ class Direction:
         carry = self._carry(tape.panels, whole, tokens)
         dx = empty((0 if tokens else tape.steps.N, self.inputs), self.dtype)
         given = tape.given if tape.given.steady else tape.given.by_step
-        key = params.flat, grads.flat, carry, given, -1 if dlast is None else len(dlast), dfirst is None
+        key = params.flat, grads.flat, carry, given, -1 if dlast is None else len(dlast), dfirst is None, tape.fresh
         args = params, grads, tape, dy, dx, carry, dlast, dfirst
         arrays = self._beside(tape, (dy, *(dlast or ())))
         tape.back = prepare(tape.back, key, arrays, (dx, *(dfirst or ())), self._stages_back, *args)
@@ -518,8 +527,8 @@ class Direction:
             self.packing.plain_kernel(), how.by_units, self.reverse, first, stop, steps.T, steps.B, H, self.output,
             given.shape[1], by_step, self.reverse * self.output, tape.y.shape[1], tape.inner.shape[1],
             middle.shape[-1], carry.dh.shape[1], dmiddle.shape[1], steps.lengths, steps.starts, steps.slots, dy, w_hh,
-            w_mid, tape.panels.own, given, tape.y, tape.inner, middle, tape.gates, carry.dh, carry.dinner, dmiddle, dz,
-            carry.down, counters,
+            w_mid, tape.panels.own, given, tape.fixed, tape.y, tape.inner, middle, tape.gates, carry.dh, carry.dinner,
+            dmiddle, dz, carry.down, counters,
         ))  # fmt: skip
 
     def _weight_gradients(
@@ -531,7 +540,9 @@ class Direction:
         x, y, packing, N, at = tape.x, tape.y, self.packing, len(dgates), here.start
         left, gradient = (outer_kernel(VECTORS, self.dtype), dgates), gemm.gradient
         outputs, inputs = self._sums(dweights)
-        how, work = (packing.units, packing.columns, add), 2 * N * outputs[0].size
+        # What h of the step before is at the beginning
+        blank = int(tape.steps.starts[1]) if tape.fresh and here.start == 0 and not self.reverse else 0
+        how, work = (packing.units, packing.columns, add, blank), 2 * N * outputs[0].size
         # h of the step before is one slot of y earlier, in the second direction one slot later.
         ld, slot = y.shape[1], tape.steps.slot(2 * self.reverse)
         first, rows = (slot.start + at, NO_ROWS) if isinstance(slot, slice) else (0, slot[here])
@@ -558,7 +569,7 @@ class Direction:
             runs, shards = gemm.runs_of(self.output, self.dtype), shards_for(2 * N * dweights.weight_hr.size)
             dbias = np.empty(self.output, self.dtype) if dweights.bias_hr is None else dweights.bias_hr
             side = *middle, dweights.weight_hr, dbias
-            stages.append(stage(gemm.gradient, shards, left[0], dz, runs, 0, 0, add, *side, *none))
+            stages.append(stage(gemm.gradient, shards, left[0], dz, runs, 0, 0, add, 0, *side, *none))
         return stages
 
     def _sums(self, dweights: Weights) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:

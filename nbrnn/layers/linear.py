@@ -174,7 +174,7 @@ class Linear(Pointwise):
         dbias = grads["bias"] if self.bias else np.empty(self.output_size, self.dtype)
         kernel = self._kind.kernel(VECTORS) if self.products else outer_kernel(VECTORS, self.dtype)
         order = np.arange(self.output_size)
-        how, side = (self._runs, 0, 0, False), (x, 0, self.input_size, np.empty(0, np.int64), grads["weight"], dbias)
+        how, side = (self._runs, 0, 0, False, 0), (x, 0, self.input_size, np.empty(0, np.int64), grads["weight"], dbias)
         return [
             stage(self._gemm.gradient, self._shards(len(x)), kernel, dy, *how, *side, *gemm.alone(self.dtype)),
             stage(self._gemm.pack_columns, self._shards(16), self.params["weight"], order, room.packed_back),
