@@ -16,8 +16,8 @@ from nbrnn.kernels.jit import get_num_threads, threading_layer
 # Floating-point operations below which a parallel region costs more than it saves. A region of OpenMP or TBB is
 # entered in 1 to 3 us, one of workqueue in 70 to 100 us.
 REGION_WORK = {"omp": 300_000, "tbb": 500_000, "workqueue": 10_000_000}
-# Operations of one time step below which a meeting of the threads costs more than it saves.
-STEP_WORK = 60_000
+# Operations of the recurrent product of one time step below which a meeting of the threads costs more than it saves.
+STEP_WORK = 24_000
 # Rows that a thread needs for its register tiles to run at speed.
 ROWS = 4
 # Where Linux tells of the caches, and the bytes of a second one where nobody does.
@@ -79,7 +79,7 @@ def second_cache(folder: Path = CACHES) -> int:
 
 @lru_cache(maxsize=1024)
 def choose(
-    T: int, B: int, step_work: int, weights: int, inputs: int, panels: int, threads: int, layer: str
+    T: int, B: int, step_work: int, input_work: int, weights: int, inputs: int, panels: int, threads: int, layer: str
 ) -> Schedule:
     """The schedule of a scan.
 
@@ -87,8 +87,8 @@ def choose(
     ----------
     T, B : int
         Time steps and rows.
-    step_work : int
-        Floating-point operations of one step of one row.
+    step_work, input_work : int
+        Floating-point operations of one step of one row, and those of its input product, which need not wait for it.
     weights, inputs : int
         Bytes of the recurrent weights, and of those of the input product.
     panels : int
@@ -99,7 +99,7 @@ def choose(
     """
     block = max(1, min(T, -(-BLOCK_ROWS // max(B, 1)))) if B < CACHE_ROWS else 1
     serial = block if B < 12 else 1
-    work = T * B * step_work
+    work = T * B * (step_work + input_work)
     if threads == 1:
         return Schedule("serial", 1, serial, "one thread")
     if work < REGION_WORK[layer]:

@@ -208,8 +208,8 @@ class Direction:
         panels, plain = (1, 1) if layout.norms else (self.packing.panels, gemm.panels(min(H, P), self.dtype))
         inputs = layout.inputs * H * self.inputs
         size = inputs * self.dtype.itemsize
-        ahead = schedule.choose(T, B, 2 * (work + inputs), weights, size, panels, threads, layer)
-        return ahead, schedule.choose(T, B, 2 * work, weights, 0, plain, threads, layer)
+        ahead = schedule.choose(T, B, 2 * work, 2 * inputs, weights, size, panels, threads, layer)
+        return ahead, schedule.choose(T, B, 2 * work, 0, weights, 0, plain, threads, layer)
 
     def blocks(self, steps: Steps) -> list[tuple[int, int]]:
         """The blocks of steps of the way back: from which to which, the last ones first."""
