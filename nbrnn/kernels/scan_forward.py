@@ -35,7 +35,8 @@ class Forward(NamedTuple):
     I, P: sizes of the input and of what is fed back; ld: of a row of y, of which this direction's part begins at
     `column`; w_ih [J, I, .], bias [J S U W], w_hh [J, P, .], w_mid and bias_mid of the second product; rows: of one
     given number, of one inner state; step_given: whether given numbers differ by time step; ld_middle: of a row of
-    middle.
+    middle; begun [., B, S U W]: for each shard, or for its rows, where a panel's recurrent products begin with what
+    tokens give; empty where there are none, or nothing is kept.
     """
 
     integers = 22
@@ -78,6 +79,7 @@ class Forward(NamedTuple):
     inner: Any
     middle: Any
     gates: Any
+    begun: Any
     counters: Any
 
 
@@ -101,6 +103,7 @@ def scan_forward(shard, shards, cell, numbers):
         amx.begin()
     # Strides of the pre-activations: one row, one panel
     g_m, g_j = (PANEL, 0) if p.shared else (J * PANEL, PANEL)
+    begun = floats(cell, p.begun, (shard * p.B if p.by_units else lo) * cell.slots * cell.vectors * W)
     for s0 in range(0, p.T, p.block):
         s1 = min(s0 + p.block, p.T)
         t0, t1 = (p.T - s1, p.T - s0) if p.reverse else (s0, s1)
@@ -119,7 +122,7 @@ def scan_forward(shard, shards, cell, numbers):
                 before, after = element(slots, t + 2 * p.reverse) + lo, element(slots, t + 1) + lo
                 states = states_of(cell, p, before, after, once, p.keep)
                 tile = here if p.keep else _in_block(p, t - t0, now - origin, lo, hi) if p.block > 1 else once
-                at = floats(cell, p.gates, tile * g_m), g_m, g_j
+                at = floats(cell, p.gates, tile * g_m), g_m, g_j, begun
                 beside = beside_of(cell, p, here, once, J * cell.vectors * W)
                 mid = cell.left(cell, p, here if p.keep else once, once, shard)
                 part = rows, p.H, j0, j1, q0, q1
@@ -144,14 +147,15 @@ def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
     starts = integers(p.starts)
     origin = element(starts, t0)
     if lo == 0 and hi == p.B:
-        _input(cell, p, origin, element(starts, t1) - origin, j, g, g_m)
+        _input(cell, p, origin, element(starts, t1) - origin, j, (g, g_m), (g, g_m))
         return
     for t in range(t0, t1):
         now = element(starts, t)
         rows = min(hi, element(starts, t + 1) - now) - lo
         if rows > 0:
             row = now + lo - origin if p.keep else _in_block(p, t - t0, now - origin, lo, hi)
-            _input(cell, p, now + lo, rows, j, shift(g, row * g_m), g_m)
+            here = shift(g, row * g_m), g_m
+            _input(cell, p, now + lo, rows, j, here, here)
 
 
 @jitable
@@ -182,7 +186,7 @@ def step_plain(cell, p, row, part, at, states, beside, mid, team):
 @jitable
 def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
     """A step of a cell with one product, by narrow factors."""
-    (rows, _, j0, j1, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
+    (rows, _, j0, j1, _, _), (gates, g_m, g_j, _), (h_prev, _, ld, _, _, _) = part, at, states
     W, U, depth, panel = lanes_of(gates), cell.vectors, cell.products.padded(p.P), cell.products.column(p.P)
     recurrent, fed = cell.recurrent * U * W, _fed_back(p, team)
     start = cell.slots * U * W - recurrent
@@ -192,7 +196,7 @@ def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
         j, way = turn(n, j0, j1, team)
         g = shift(gates, j * g_j)
         if row >= 0:
-            _input(cell, p, row, rows, j, g, g_m)
+            _input(cell, p, row, rows, j, (g, g_m), (g, g_m))
         if recurrent > 0 and fed:
             r, b = shift(g, start), factors(cell, p.w_hh, j * panel * recurrent)
             ahead = shift(b, way * panel * recurrent)
@@ -205,7 +209,7 @@ def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
 @jitable
 def step_with_operand(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell that has a second product before its equations."""
-    (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
+    (rows, H, j0, j1, _, _), (gates, g_m, g_j, _) = part, at
     W = lanes_of(gates)
     total, count, fed = cell.slots * cell.vectors, cell.second * cell.vectors, _fed_back(p, team)
     for j in range(j0, j1):
@@ -247,7 +251,7 @@ def step_with_projection(cell, p, row, part, at, states, beside, mid, team):
 @jitable
 def step_normalised(cell, p, row, part, at, states, beside, stats, team):
     """A step of a cell with normalisation."""
-    (rows, H, j0, j1, _, _), (gates, g_m, g_j) = part, at
+    (rows, H, j0, j1, _, _), (gates, g_m, g_j, _) = part, at
     _, h, ld, _, c, plane = states
     W = lanes_of(gates)
     units, count, fed = cell.vectors * W, cell.norms + 2, _fed_back(p, team)
@@ -277,22 +281,28 @@ def step_normalised(cell, p, row, part, at, states, beside, stats, team):
 def _products(cell, p, row, fed, part, at, states, j, way):
     """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's; fed:
     whether there is a recurrent product."""
-    (rows, _, _, _, _, _), (gates, g_m, g_j), (h_prev, _, ld, _, _, _) = part, at, states
+    (rows, _, _, _, _, _), (gates, g_m, g_j, begun), (h_prev, _, ld, _, _, _) = part, at, states
     U = cell.vectors
     total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
     g = shift(gates, j * g_j)
     W = lanes_of(g)
+    begin, ld_begin = (begun, total * W) if p.tokens and p.keep and fed and row >= 0 else (g, g_m)
     if row >= 0:
-        _input(cell, p, row, rows, j, g, g_m)
+        _input(cell, p, row, rows, j, (g, g_m), (begin, ld_begin))
     if recurrent > 0 and fed:
-        size = p.P * recurrent * W
-        r, b = shift(g, (total - recurrent - second) * W), floats(cell, p.w_hh, j * size)
-        product(p.kernel_hh, h_prev, ld, b, p.P, r, g_m, r, g_m, rows, recurrent * W, shift(b, way * size))
+        size, first = p.P * recurrent * W, (total - recurrent - second) * W
+        start, r, b = shift(begin, first), shift(g, first), floats(cell, p.w_hh, j * size)
+        product(p.kernel_hh, h_prev, ld, b, p.P, start, ld_begin, r, g_m, rows, recurrent * W, shift(b, way * size))
 
 
 @jitable
-def _input(cell, p, row, rows, j, g, g_m):
-    """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
+def _input(cell, p, row, rows, j, at, begin):
+    """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on.
+
+    Of tokens, whose rows are copied faster than the tape can be written, those to which a recurrent product will be
+    added are set in `begin`.
+    """
+    g, g_m = at
     W = lanes_of(g)
     total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
     bias, depth, size = floats(cell, p.bias, j * total), cell.products.padded(p.I), cell.products.row(p.I)
@@ -300,14 +310,19 @@ def _input(cell, p, row, rows, j, g, g_m):
     weights = factors(cell, p.w_ih, j * panel)
     if p.tokens:
         tokens = integers(p.x)
+        first = (cell.slots - cell.recurrent - cell.second) * cell.vectors * W
+        stop = first + cell.recurrent * cell.vectors * W
         for m in range(rows):
             token = element(tokens, row + m)
-            for c in range(0, columns, W):
-                one = cell.products.token_row(weights, depth, columns, token, c)
-                store(shift(g, m * g_m + c), load(shift(bias, c), W) + one, W)
-    else:
-        x = factors(cell, p.x, row * size)
-        product(p.kernel_ih, x, size, weights, depth, bias, 0, g, g_m, rows, columns, shift(weights, panel))
+            for c in range(0, total, W):
+                into, ld = begin if first <= c < stop else at
+                value = load(shift(bias, c), W)
+                if c < columns:
+                    value = value + cell.products.token_row(weights, depth, columns, token, c)
+                store(shift(into, m * ld + c), value, W)
+        return
+    x = factors(cell, p.x, row * size)
+    product(p.kernel_ih, x, size, weights, depth, bias, 0, g, g_m, rows, columns, shift(weights, panel))
     for m in range(rows):
         for c in range(columns, total, W):
             store(shift(g, m * g_m + c), load(shift(bias, c), W), W)
@@ -316,7 +331,7 @@ def _input(cell, p, row, rows, j, g, g_m):
 @jitable
 def _forward_tile(cell, p, j, part, at, states, beside):
     """The cell's equations on one panel of some rows."""
-    (rows, H, _, _, _, _), (gates, g_m, g_j), (_, h, ld, _, c, plane) = part, at, states
+    (rows, H, _, _, _, _), (gates, g_m, g_j, _), (_, h, ld, _, c, plane) = part, at, states
     W = lanes_of(gates)
     units = cell.vectors * W
     for m in range(rows):
@@ -333,7 +348,7 @@ def _forward_tile(cell, p, j, part, at, states, beside):
 @jitable
 def _operand_tile(cell, j, part, at, states, beside, mid):
     """The left factor of the second product on one panel of some rows."""
-    (rows, H, _, _, _, _), (gates, g_m, g_j) = part, at
+    (rows, H, _, _, _, _), (gates, g_m, g_j, _) = part, at
     W = lanes_of(gates)
     units = cell.vectors * W
     for m in range(rows):

@@ -307,12 +307,16 @@ class Direction:
         if self.layout.fixed:
             args = tape.panels.own, given, tape.fixed
             stages.append(stage(compile_fix(self.program.equations), shards_for(10 * tape.fixed.size), *args))
+        # Rows of tokens are copied: there is no product of several steps at once.
+        planes, block = how.shards if how.by_units else 1, 1 if tokens else how.block
+        columns = self.layout.slots * self.packing.units if tokens and tape.keep else 0
+        begun = empty((planes, steps.B, columns), self.dtype)
         return [*stages, stage(self.scans[0], how.shards, Forward(
-            *self.kernels, how.by_units, how.block, tape.keep, tape.shared, self.reverse, turn, tape.fresh,
+            *self.kernels, how.by_units, block, tape.keep, tape.shared, self.reverse, turn, tape.fresh,
             tokens, steps.T, steps.B, self.inputs, self.hidden, self.output, given.shape[1], by_step,
             self.reverse * self.output, y.shape[1], tape.inner.shape[1], middle.shape[-1], steps.lengths, steps.starts,
             steps.slots, x, *tape.panels.ahead, tape.panels.own, given, tape.fixed, y, tape.inner, middle, tape.gates,
-            tape.counters,
+            begun, tape.counters,
         ))]  # fmt: skip
 
     def _scratch(self, how: Schedule, steps: Steps, depth: int) -> np.ndarray:

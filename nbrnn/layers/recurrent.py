@@ -525,7 +525,7 @@ class Recurrent(Module):
         for (end, _), part in zip(self._ends(), self._parts):
             plans, (first, stop) = part.schedules(steps), part.blocks(steps)[0]
             words = (
-                f", input product of {plans[0].block} steps at once" if plans[0].block > 1 else "",
+                f", input product of {plans[0].block} steps at once unless x is tokens" if plans[0].block > 1 else "",
                 (f", gradients of weights after every {stop - first} steps" if first > 0 else "")
                 + (", those of two halves of the rows apart unless x is tokens" if part.in_halves(steps) else ""),
             )
