@@ -218,8 +218,9 @@ class Stages:
 
     def __init__(self, *stages: Stage, arrays: Sequence[np.ndarray] = (), rooms: Sequence[np.ndarray] = ()):
         numbers, at = [len(stages)], 1 + 3 * len(stages)
-        known, begins = {id(array): n for n, array in enumerate(arrays)}, [locate(array) for array in rooms]
-        self._kept, self._places = [], [[] for _ in (*arrays, *rooms)]  # and how far behind an array's beginning
+        self._addresses = [locate(array) for array in (*arrays, *rooms)]
+        known, begins = {id(array): n for n, array in enumerate(arrays)}, self._addresses[len(arrays) :]
+        self._kept, self._places = [], [[] for _ in self._addresses]  # and how far behind an array's beginning
         for one in stages:
             numbers += one.kernel, one.shards, at
             for place, array in one.arrays:
@@ -240,11 +241,13 @@ class Stages:
 
     def put(self, arrays: Sequence[np.ndarray]) -> None:
         """Exchange the arrays and then the rooms, in their order."""
-        numbers = self._numbers
-        for array, places in zip(arrays, self._places):
+        numbers, addresses = self._numbers, self._addresses
+        for n, array in enumerate(arrays):
             address = locate(array)
-            for place, behind in places:
-                numbers[place] = address + behind
+            if address != addresses[n]:  # new ones are often where those of the last call were
+                addresses[n] = address
+                for place, behind in self._places[n]:
+                    numbers[place] = address + behind
 
     def run(self) -> None:
         """Run them, each on at most as many threads as it asks for."""
@@ -288,7 +291,7 @@ def run(function: Any, shards: int, *args: Any) -> None:
 
 
 def _launch(shards: int, table: np.ndarray) -> None:
-    shards = min(shards, get_num_threads())
+    shards = min(shards, get_num_threads()) if shards > 1 else shards
     if shards <= 1 or threading_layer() != "workqueue":
         _enter(shards, table)
     elif not _entered.acquire(blocking=False):
