@@ -41,7 +41,8 @@ def can(engine, work, dtype):
 def operations(work, cell, shape):
     """Useful floating-point operations: those of the products forward, and twice as many back.
 
-    Looking up a token's row is none.
+    Looking up a token's row is none. All time steps count alike, though the states of zeros that the first one begins
+    with need not be multiplied (nbrnn does not, which is 1 / T of the recurrent products).
     """
     T, B, I, H = shape
     gates = GATES[cell] * H

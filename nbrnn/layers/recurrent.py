@@ -124,7 +124,8 @@ class Recurrent(Module):
     lengths=None)``. x is (T, B, I) or (T, I), of float32 or float64, or integer tokens (T, B) or (T,) in [0, I), which
     stand for one-hot rows. y is (T, B, D P); what `vjp` returns is read-only, since the pullback needs it. A state is
     (num_layers D, B, H), h of a projection (num_layers D, B, P), or a tuple of such arrays for cells with several; None
-    is zeros. What the cell takes beside x is given by name: a number, or an array (T,) or (T, B).
+    is zeros, with which the recurrent weights need not be multiplied in the first of several steps. What the cell takes
+    beside x is given by name: a number, or an array (T,) or (T, B).
 
     `lengths` (B,) are the steps of each row, in any order, from 0 to T: outputs behind a row's end are zero, its last
     state is that of its last step, the second direction begins there, and padding is not even read. x may also be a
