@@ -24,6 +24,8 @@ ROWS = 4
 CACHES, SECOND = Path("/sys/devices/system/cpu/cpu0/cache"), 2 << 20
 # Of a core's second cache, the part that weights can have; rows that are worth fetching weights from farther.
 SHARE, CACHE_ROWS = 0.75, 24
+# Bytes of weights that are worth handing one byte from thread to thread in each step.
+HANDED = 64
 # Rows of several time steps that the input product takes at once where a step has few, and how many are few for a
 # thread that has a part of the rows, and weights that fill its cache.
 BLOCK_ROWS, FEW_ROWS = 128, 8
@@ -79,7 +81,16 @@ def second_cache(folder: Path = CACHES) -> int:
 
 @lru_cache(maxsize=1024)
 def choose(
-    T: int, B: int, step_work: int, input_work: int, weights: int, inputs: int, panels: int, threads: int, layer: str
+    T: int,
+    B: int,
+    step_work: int,
+    input_work: int,
+    weights: int,
+    inputs: int,
+    handed: int,
+    panels: int,
+    threads: int,
+    layer: str,
 ) -> Schedule:
     """The schedule of a scan.
 
@@ -91,6 +102,9 @@ def choose(
         Floating-point operations of one step of one row, and those of its input product, which need not wait for it.
     weights, inputs : int
         Bytes of the recurrent weights, and of those of the input product.
+    handed : int
+        Bytes of a row that threads which divide the hidden units hand to each other in a step, where that is much: the
+        gradients of all gates on the way back, as opposed to the one state on the way forward.
     panels : int
         Pieces into which the hidden units can be divided.
     threads : int
@@ -105,7 +119,7 @@ def choose(
     if work < REGION_WORK[layer]:
         return Schedule("serial", 1, serial, f"{work:,} operations are not worth a parallel region")
     cache = SHARE * second_cache()
-    heavy = weights > cache and B < CACHE_ROWS * threads
+    heavy = weights > cache and B < CACHE_ROWS * threads and weights >= HANDED * B * handed
     if B >= ROWS * threads and not (heavy and panels >= threads):
         if B > FEW_ROWS * threads or weights + inputs <= cache:
             block = min(T, BLOCK) if weights + inputs > 2 * cache else 1
