@@ -69,14 +69,20 @@ def stamp_of(*functions: Callable) -> str:
     return digest.hexdigest()
 
 
-def jitable(function: Callable) -> Callable:
+def jitable(function: Callable, **options: Any) -> Callable:
     """Let compiled code call `function`, which stays plain Python; a literal argument reaches it as a literal."""
 
-    @overload(function, strict=False, prefer_literal=True)
+    @overload(function, jit_options=options, strict=False, prefer_literal=True)
     def implementation(*args):
         return function
 
     return function
+
+
+def inlined(function: Callable) -> Callable:
+    """The same for a function that becomes a part of its caller, however long it is: a call hands over all numbers of a
+    scan, some sixty."""
+    return jitable(function, forceinline=True)
 
 
 def compiled(function: Callable, *, tag: str = "", parallel: bool = False) -> Callable:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.jit import inlined, jitable
 from nbrnn.kernels.normalise import moments, normalise_slots
 from nbrnn.kernels.scan_shared import (
     arguments,
@@ -147,15 +147,14 @@ def _input_block(cell, p, t0, t1, lo, hi, j, g, g_m):
     starts = integers(p.starts)
     origin = element(starts, t0)
     if lo == 0 and hi == p.B:
-        _input(cell, p, origin, element(starts, t1) - origin, j, (g, g_m), (g, g_m))
+        _input(cell, p, origin, element(starts, t1) - origin, j, g, g_m)
         return
     for t in range(t0, t1):
         now = element(starts, t)
         rows = min(hi, element(starts, t + 1) - now) - lo
         if rows > 0:
             row = now + lo - origin if p.keep else _in_block(p, t - t0, now - origin, lo, hi)
-            here = shift(g, row * g_m), g_m
-            _input(cell, p, now + lo, rows, j, here, here)
+            _input(cell, p, now + lo, rows, j, shift(g, row * g_m), g_m)
 
 
 @jitable
@@ -196,7 +195,7 @@ def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
         j, way = turn(n, j0, j1, team)
         g = shift(gates, j * g_j)
         if row >= 0:
-            _input(cell, p, row, rows, j, (g, g_m), (g, g_m))
+            _input(cell, p, row, rows, j, g, g_m)
         if recurrent > 0 and fed:
             r, b = shift(g, start), factors(cell, p.w_hh, j * panel * recurrent)
             ahead = shift(b, way * panel * recurrent)
@@ -277,55 +276,69 @@ def step_normalised(cell, p, row, part, at, states, beside, stats, team):
             store_many(shift(c, m * H + unit), plane, late[1:], left)
 
 
-@jitable
+@inlined
 def _products(cell, p, row, fed, part, at, states, j, way):
     """The pre-activations of one panel, up to those of a second product; row: of x, -1 if they hold the input's; fed:
     whether there is a recurrent product."""
-    (rows, _, _, _, _, _), (gates, g_m, g_j, begun), (h_prev, _, ld, _, _, _) = part, at, states
-    U = cell.vectors
-    total, recurrent, second = cell.slots * U, cell.recurrent * U, cell.second * U
-    g = shift(gates, j * g_j)
-    W = lanes_of(g)
-    begin, ld_begin = (begun, total * W) if p.tokens and p.keep and fed and row >= 0 else (g, g_m)
+    (rows, _, _, _, _, _), (gates, g_m, g_j, begun) = part, at
+    g, columns = shift(gates, j * g_j), cell.slots * cell.vectors * lanes_of(gates)
+    if row >= 0 and p.tokens and p.keep and fed:
+        # Rows are copied faster than the tape's lines can be had, and multiplied more slowly
+        _tokens(cell, p, row, rows, j, (g, g_m), (begun, columns))
+        _recurrent(cell, p, rows, states, j, way, (begun, columns), (g, g_m))
+        return
     if row >= 0:
-        _input(cell, p, row, rows, j, (g, g_m), (begin, ld_begin))
-    if recurrent > 0 and fed:
-        size, first = p.P * recurrent * W, (total - recurrent - second) * W
-        start, r, b = shift(begin, first), shift(g, first), floats(cell, p.w_hh, j * size)
-        product(p.kernel_hh, h_prev, ld, b, p.P, start, ld_begin, r, g_m, rows, recurrent * W, shift(b, way * size))
+        _input(cell, p, row, rows, j, g, g_m)
+    if fed:
+        _recurrent(cell, p, rows, states, j, way, (g, g_m), (g, g_m))
 
 
 @jitable
-def _input(cell, p, row, rows, j, at, begin):
-    """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on.
+def _recurrent(cell, p, rows, states, j, way, begin, at):
+    """Set a panel's slots to what stands in `begin` plus the recurrent product."""
+    (first, ld_first), (g, g_m), (h_prev, _, ld, _, _, _) = begin, at, states
+    U, W = cell.vectors, lanes_of(g)
+    start, recurrent = (cell.slots - cell.recurrent - cell.second) * U * W, cell.recurrent * U * W
+    if recurrent > 0:
+        size = p.P * recurrent
+        first, g, b = shift(first, start), shift(g, start), floats(cell, p.w_hh, j * size)
+        product(p.kernel_hh, h_prev, ld, b, p.P, first, ld_first, g, g_m, rows, recurrent, shift(b, way * size))
 
-    Of tokens, whose rows are copied faster than the tape can be written, those to which a recurrent product will be
-    added are set in `begin`.
-    """
-    g, g_m = at
+
+@jitable
+def _input(cell, p, row, rows, j, g, g_m):
+    """Set a panel's pre-activations to the bias plus the input product, for consecutive rows of x from `row` on."""
+    if p.tokens:
+        _tokens(cell, p, row, rows, j, (g, g_m), (g, g_m))
+        return
     W = lanes_of(g)
     total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
     bias, depth, size = floats(cell, p.bias, j * total), cell.products.padded(p.I), cell.products.row(p.I)
     panel = cell.products.column(p.I) * columns
-    weights = factors(cell, p.w_ih, j * panel)
-    if p.tokens:
-        tokens = integers(p.x)
-        first = (cell.slots - cell.recurrent - cell.second) * cell.vectors * W
-        stop = first + cell.recurrent * cell.vectors * W
-        for m in range(rows):
-            token = element(tokens, row + m)
-            for c in range(0, total, W):
-                into, ld = begin if first <= c < stop else at
-                value = load(shift(bias, c), W)
-                if c < columns:
-                    value = value + cell.products.token_row(weights, depth, columns, token, c)
-                store(shift(into, m * ld + c), value, W)
-        return
-    x = factors(cell, p.x, row * size)
+    x, weights = factors(cell, p.x, row * size), factors(cell, p.w_ih, j * panel)
     product(p.kernel_ih, x, size, weights, depth, bias, 0, g, g_m, rows, columns, shift(weights, panel))
     for m in range(rows):
         for c in range(columns, total, W):
             store(shift(g, m * g_m + c), load(shift(bias, c), W), W)
+
+
+@jitable
+def _tokens(cell, p, row, rows, j, at, begin):
+    """The same where x holds tokens; those slots to which a recurrent product will be added are set in `begin`."""
+    W = lanes_of(at[0])
+    total, columns = cell.slots * cell.vectors * W, cell.inputs * cell.vectors * W
+    bias, depth, tokens = floats(cell, p.bias, j * total), cell.products.padded(p.I), integers(p.x)
+    weights = factors(cell, p.w_ih, j * cell.products.column(p.I) * columns)
+    first = (cell.slots - cell.recurrent - cell.second) * cell.vectors * W
+    stop = first + cell.recurrent * cell.vectors * W
+    for m in range(rows):
+        token = element(tokens, row + m)
+        for c in range(0, total, W):
+            into, ld = begin if first <= c < stop else at
+            value = load(shift(bias, c), W)
+            if c < columns:
+                value = value + cell.products.token_row(weights, depth, columns, token, c)
+            store(shift(into, m * ld + c), value, W)
 
 
 @jitable
