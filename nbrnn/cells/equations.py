@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from nbrnn.kernels import activations, simd
-from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.jit import inlined
 
 Number = Any  # a Value, a number or an array
 
@@ -315,7 +315,7 @@ def compile_function(
         exec(compile(f"def {full}{text}", f"<equations {full}>", "exec"), scope)  # the text is made from a graph
         known = scope[full]
         known.__module__ = __name__
-        globals()[full] = jitable(known)
+        globals()[full] = inlined(known)
     return known
 
 

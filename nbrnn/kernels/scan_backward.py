@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from numba.extending import overload
 
 from nbrnn.kernels import amx
-from nbrnn.kernels.jit import jitable
+from nbrnn.kernels.jit import inlined, jitable
 from nbrnn.kernels.normalise import normalise_back
 from nbrnn.kernels.scan_shared import (
     arguments,
@@ -141,7 +141,7 @@ def scan_backward(shard, shards, cell, numbers):
         amx.end()
 
 
-@jitable
+@inlined
 def step_back_plain(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell with one product."""
     _backward_tile(cell, cell.output, part, at, states, gradients, beside)
@@ -151,7 +151,7 @@ def step_back_plain(cell, p, part, at, states, gradients, beside, mid, team):
         _recurrent_back(cell, p, part, at, gradients, team)
 
 
-@jitable
+@inlined
 def step_back_narrow(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell with one product, by narrow factors."""
     (rows, _, _, _, _, _, q0, q1), (gates, g_m, g_j), (_, dh, ld, _, _, _, _, _) = part, at, gradients
@@ -172,7 +172,7 @@ def step_back_narrow(cell, p, part, at, states, gradients, beside, mid, team):
             product(p.kernel, rounded, p.ld_middle, b, depth, into, ld, into, ld, rows, columns, ahead)
 
 
-@jitable
+@inlined
 def step_back_with_operand(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell that has a second product before its equations."""
     (rows, _, _, _, p0, p1, _, _), (_, dm, ld, _) = part, mid
@@ -189,7 +189,7 @@ def step_back_with_operand(cell, p, part, at, states, gradients, beside, mid, te
     _recurrent_back(cell, p, part, at, gradients, team)
 
 
-@jitable
+@inlined
 def step_back_with_projection(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell whose result is projected."""
     (rows, H, _, _, p0, p1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
@@ -216,7 +216,7 @@ def step_back_with_projection(cell, p, part, at, states, gradients, beside, mid,
     _recurrent_back(cell, p, part, at, gradients, team)
 
 
-@jitable
+@inlined
 def step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team):
     """A step back of a cell with normalisation.
 
@@ -259,7 +259,7 @@ def step_back_normalised(cell, p, part, at, states, gradients, beside, mid, team
     _recurrent_back(cell, p, part, at, gradients, team)
 
 
-@jitable
+@inlined
 def _recurrent_back(cell, p, part, at, gradients, team):
     """Add what the gradients of the pre-activations mean for what was fed back."""
     (rows, _, _, _, _, _, q0, q1), (_, dh, ld, _, _, _, _, _) = part, gradients
@@ -271,7 +271,7 @@ def _recurrent_back(cell, p, part, at, gradients, team):
         _product_back(cell, p, p.w_hh, at, start, count, q, way, p.P, shift(dh, q * VECTORS * W), ld, rows)
 
 
-@jitable
+@inlined
 def _product_back(cell, p, weights, at, start, count, q, way, size, into, ld, rows):
     """Add the product of some slots of the tape with panel q of transposed weights, which have `size` columns."""
     (gates, g_m, g_j), W = at, lanes_of(into)
@@ -301,7 +301,7 @@ def _clear(p, ld, rows, columns):
             store(shift(p, m * ld + n), 0.0, lanes_of(p))
 
 
-@jitable
+@inlined
 def _backward_tile(cell, OUT, part, at, states, gradients, beside):
     """The cell's backward equations on some panels of some rows."""
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at
@@ -323,7 +323,7 @@ def _backward_tile(cell, OUT, part, at, states, gradients, beside):
                 _pass_on(gradients, m, unit, count, H, dprev, dmine)
 
 
-@jitable
+@inlined
 def _operand_backward_tile(cell, part, at, states, gradients, beside, dm, ld_dm):
     """What the gradient of the second product's left factor adds, on some panels of some rows."""
     (rows, H, j0, j1, _, _, _, _), (gates, g_m, g_j) = part, at

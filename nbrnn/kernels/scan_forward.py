@@ -164,7 +164,7 @@ def _fed_back(p, team):
     return step > 0 or not p.fresh
 
 
-@jitable
+@inlined
 def step_plain(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell with one product."""
     (rows, _, j0, j1, _, _), fed = part, _fed_back(p, team)
@@ -182,7 +182,7 @@ def step_plain(cell, p, row, part, at, states, beside, mid, team):
         wait(p, team, 1, 1)
 
 
-@jitable
+@inlined
 def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
     """A step of a cell with one product, by narrow factors."""
     (rows, _, j0, j1, _, _), (gates, g_m, g_j, _), (h_prev, _, ld, _, _, _) = part, at, states
@@ -205,7 +205,7 @@ def step_narrow(cell, p, row, part, at, states, beside, rounded, team):
         wait(p, team, 1, 1)
 
 
-@jitable
+@inlined
 def step_with_operand(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell that has a second product before its equations."""
     (rows, H, j0, j1, _, _), (gates, g_m, g_j, _) = part, at
@@ -223,7 +223,7 @@ def step_with_operand(cell, p, row, part, at, states, beside, mid, team):
     wait(p, team, 2, 2)
 
 
-@jitable
+@inlined
 def step_with_projection(cell, p, row, part, at, states, beside, mid, team):
     """A step of a cell whose result is projected."""
     (rows, H, j0, j1, q0, q1), (_, h, ld, c_prev, c, plane) = part, states
@@ -247,7 +247,7 @@ def step_with_projection(cell, p, row, part, at, states, beside, mid, team):
     wait(p, team, 2, 2)
 
 
-@jitable
+@inlined
 def step_normalised(cell, p, row, part, at, states, beside, stats, team):
     """A step of a cell with normalisation."""
     (rows, H, j0, j1, _, _), (gates, g_m, g_j, _) = part, at
@@ -293,7 +293,7 @@ def _products(cell, p, row, fed, part, at, states, j, way):
         _recurrent(cell, p, rows, states, j, way, (g, g_m), (g, g_m))
 
 
-@jitable
+@inlined
 def _recurrent(cell, p, rows, states, j, way, begin, at):
     """Set a panel's slots to what stands in `begin` plus the recurrent product."""
     (first, ld_first), (g, g_m), (h_prev, _, ld, _, _, _) = begin, at, states
@@ -341,7 +341,7 @@ def _tokens(cell, p, row, rows, j, at, begin):
             store(shift(into, m * ld + c), value, W)
 
 
-@jitable
+@inlined
 def _forward_tile(cell, p, j, part, at, states, beside):
     """The cell's equations on one panel of some rows."""
     (rows, H, _, _, _, _), (gates, g_m, g_j, _), (_, h, ld, _, c, plane) = part, at, states
@@ -358,7 +358,7 @@ def _forward_tile(cell, p, j, part, at, states, beside):
                 store_many(here, units, kept, W)
 
 
-@jitable
+@inlined
 def _operand_tile(cell, j, part, at, states, beside, mid):
     """The left factor of the second product on one panel of some rows."""
     (rows, H, _, _, _, _), (gates, g_m, g_j, _) = part, at
