@@ -456,8 +456,8 @@ def test_explain_names_the_schedule_and_the_bits_are_those_of_one_thread(T, B, k
 @pytest.mark.parametrize("I", [1, 64, 1000])
 def test_whether_units_are_divided_does_not_depend_on_the_input_whose_product_comes_before(I):
     needs_threads(2)
-    assert "forward: units" in nbrnn.GRU(I, 64).explain(1000, 1)
-    assert "forward: serial" in nbrnn.GRU(I, 48).explain(1000, 1)
+    assert "forward: units" in nbrnn.LSTM(I, 64).explain(1000, 1)
+    assert "forward: serial" in nbrnn.LSTM(I, 48).explain(1000, 1)
 
 
 def test_weights_that_a_smaller_cache_cannot_hold_are_divided(tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ from nbrnn.kernels.jit import get_num_threads, threading_layer
 # entered in 1 to 3 us, one of workqueue in 70 to 100 us.
 REGION_WORK = {"omp": 300_000, "tbb": 500_000, "workqueue": 10_000_000}
 # Operations of the recurrent product of one time step below which a meeting of the threads costs more than it saves.
-STEP_WORK = 24_000
+STEP_WORK = 32_000
 # Rows that a thread needs for its register tiles to run at speed.
 ROWS = 4
 # Where Linux tells of the caches, and the bytes of a second one where nobody does.
