@@ -183,10 +183,9 @@ def test_gradient_takes_the_rows_of_x_that_it_is_told(dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize("blank", [0, 1, 130, 300, 333])
+@pytest.mark.parametrize("blank", [0, 11, 132, 297, 330])
 def test_blank_rows_count_as_zeros_and_are_not_read(blank, dtype):
-    T, B, K, N = 30, 11, 7, 40
-    M, blank = T * B, min(blank, T * B) // B * B
+    T, B, M, K, N = 30, 11, 330, 7, 40
     dy, x, tokens = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype, seed=1), np.zeros(M, int)
     zeroed, runs, shapes = x.copy(), gemm.runs_of(K, dtype), ((K, N), K)
     x[:blank], zeroed[:blank] = np.nan, 0.0

@@ -194,28 +194,9 @@ def test_five_threads_give_the_same_bits(python):
 
 @sharded
 def sums_by_thread(
-    s,
-    shards,
-    kernel,
-    dy,
-    runs,
-    piece,
-    step,
-    add,
-    blank,
-    x,
-    offset,
-    ldx,
-    rows,
-    dw,
-    db,
-    x2,
-    offset2,
-    ldx2,
-    rows2,
-    dw2,
+    s, shards, kernel, dy, runs, piece, step, add, blank, x, offset, ldx, rows, dw, db, x2, offset2, ldx2, rows2, dw2,
     db2,
-):
+):  # fmt: skip
     """A kernel with a bug: as many sums as there are threads, so that their order depends on that number."""
     if s == 0:
         for n in range(shards):

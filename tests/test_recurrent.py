@@ -17,6 +17,7 @@ from nbrnn.cells.cell import CELLS
 from nbrnn.kernels import schedule
 from nbrnn.kernels.schedule import Schedule
 from nbrnn.layers.dropout import draw, draw_mask
+from nbrnn.layers.sequences import even_steps
 
 CELL = pytest.mark.parametrize("cell", CELLS)
 # Each pair costs a compilation: all cells in float64, the great ones in float32 too.
@@ -659,7 +660,6 @@ def test_nan_in_a_parameter_is_not_hidden(cell):
 @pytest.mark.parametrize("lengths", [None, (5, 0, 2, 5, 1, 3, 4)])
 @pytest.mark.parametrize("T", [1, 5])
 def test_no_state_is_a_state_of_zeros_bit_for_bit(cell, dtype, tokens, T, lengths):
-    # Enough rows and units for halves of the gradient, and for blocks of it
     lengths = None if lengths is None else np.minimum(lengths, T)
     problem = make_problem(cell, T=T, B=7, H=33, dtype=dtype, tokens=tokens, num_layers=2, bidirectional=True)
     zeros = problem._replace(state=pack([np.zeros_like(array) for array in unpack(problem.state)]))
@@ -667,6 +667,22 @@ def test_no_state_is_a_state_of_zeros_bit_for_bit(cell, dtype, tokens, T, length
     assert_same_bits(by_layer(problem._replace(state=None), lengths=lengths), want)
     layer, x, state, *_ = zeros
     assert_same_bits({"y": layer(x, None, lengths)[0]}, {"y": layer(x, state, lengths)[0]})
+
+
+@pytest.mark.parametrize("options", [{}, {"recompute": 7}, {"products": "bfloat16"}], ids=str)
+def test_nor_does_it_matter_where_gradients_are_summed_in_halves_and_block_by_block(options, monkeypatch):
+    monkeypatch.setattr(schedule, "second_cache", lambda: 1 << 12)
+    problem = make_problem("lstm", T=20, B=16, H=8, dtype="float32", **options)
+    part, steps = problem.layer._parts[0], even_steps(20, 16)
+    assert len(part.blocks(steps)) > 2
+    assert part.in_halves(steps) == (options.get("products") is None)
+    zeros = problem._replace(state=pack([np.zeros_like(array) for array in unpack(problem.state)]))
+    assert_same_bits(by_layer(problem._replace(state=None)), by_layer(zeros))
+
+
+def test_nor_for_factors_of_eight_bits():
+    layer, x, state, *_ = make_problem("gru", T=5, B=7, H=33, dtype="float32", products="int8")
+    assert_same_bits({"y": layer(x)[0]}, {"y": layer(x, np.zeros_like(state))[0]})
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru_reset_before", "jordan", "layernorm_lstm"])

@@ -543,7 +543,7 @@ class Direction:
         x, y, packing, N, at = tape.x, tape.y, self.packing, len(dgates), here.start
         left, gradient = (outer_kernel(VECTORS, self.dtype), dgates), gemm.gradient
         outputs, inputs = self._sums(dweights)
-        # What h of the step before is at the beginning
+        # The first rows of h of the step before, if they are zeros
         blank = int(tape.steps.starts[1]) if tape.fresh and here.start == 0 and not self.reverse else 0
         how, work = (packing.units, packing.columns, add, blank), 2 * N * outputs[0].size
         # h of the step before is one slot of y earlier, in the second direction one slot later.
