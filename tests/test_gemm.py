@@ -191,9 +191,10 @@ def test_blank_rows_count_as_zeros_and_are_not_read(blank, dtype):
     x[:blank], zeroed[:blank] = np.nan, 0.0
     want = gradient(dy, runs, 0, 0, zeroed, 0, N, ALL, shapes=shapes)
     assert_gradient(*want, dy, zeroed)
-    args, outputs = (dy, runs, 0, 0, False, blank, x, 0, N, ALL), untouched(*shapes, *shapes, dtype=dtype)
-    with_tokens = on_shards(gemm.gradient_with_tokens, outputs, *args, tokens, 0, runs)
-    for found in (gradient(*args[:4], *args[6:], shapes=shapes, blank=blank), with_tokens[:2]):
+    args = dy, gemm.runs_of(K, dtype, (0, 0)), 0, 0, False, blank, x, 0, N, ALL
+    outputs = untouched(*shapes, *shapes, dtype=dtype)
+    with_tokens = on_shards(gemm.gradient_with_tokens, outputs, *args, tokens, 0)
+    for found in (gradient(dy, runs, 0, 0, *args[6:], shapes=shapes, blank=blank), with_tokens[:2]):
         for got, known in zip(found, want):
             assert_same_bits(got, known)
     # The second matrix has no such rows
@@ -214,10 +215,10 @@ def test_blank_rows_count_as_zeros_and_are_not_read(blank, dtype):
 def test_gradients_of_two_pieces_added_from_the_end_are_those_of_the_whole_bit_for_bit(cut, dtype):
     M, K, N = 400, 70, 40
     dy, x, tokens = normal(M, K, dtype=dtype), normal(M, N, dtype=dtype), np.random.default_rng(1).integers(0, N, M)
-    runs, kernel = gemm.runs_of(K, dtype), outer_kernel(4, dtype)
+    runs, kernel = gemm.runs_of(K, dtype, (0, 0)), outer_kernel(4, dtype)
 
     def piece(first, stop, add, out):
-        args = dy[first:stop].copy(), runs, 0, 0, add, 0, x, first * N, N, ALL, tokens, first, runs
+        args = dy[first:stop].copy(), runs, 0, 0, add, 0, x, first * N, N, ALL, tokens, first
         gemm.gradient_with_tokens.entry(1, kernel, *args, *out)
 
     whole, parts = (untouched((K, N), K, (K, N), K, dtype=dtype)() for _ in range(2))
@@ -257,7 +258,8 @@ def test_gradients_of_pieces_and_of_some_rows_only(H, vectors, dtype):
     runs = [gemm.runs_of(H, dtype, (block * H, -1), slot * U, U, slots * U) for block, slot in places.items()]
     runs, shapes = np.concatenate(runs), ((3 * H, N), 3 * H)
     floats = gradient(dy, runs, U, slots * U, x, 0, N, ALL, shapes=shapes)
-    args = dy, runs, U, slots * U, False, 0, x, 0, N, ALL, tokens, 0, runs
+    runs[:, 3] = runs[:, 2]
+    args = dy, runs, U, slots * U, False, 0, x, 0, N, ALL, tokens, 0
     both = on_shards(gemm.gradient_with_tokens, untouched(*shapes, *shapes, dtype=dtype), *args)
     for (dw, db), right in ((floats, x), (both[:2], x), (both[2:], np.eye(N)[tokens])):
         for block, slot in places.items():
@@ -330,13 +332,34 @@ def test_gradients_in_halves_are_those_of_the_rows_in_each(M, H, N, N2, dtype):
 @DTYPES
 def test_gradient_with_tokens(M, K, N, dtype):
     dy, x, tokens = normal(M, K, dtype=dtype), normal(M, 5, dtype=dtype), np.random.default_rng(1).integers(0, N, M)
-    runs = gemm.runs_of(K, dtype)
+    runs = gemm.runs_of(K, dtype, (0, 0))
     outputs = untouched((K, 5), K, (K, N), K, dtype=dtype)
-    dw, db, token_dw, token_db = on_shards(
-        gemm.gradient_with_tokens, outputs, dy, runs, 0, 0, False, 0, x, 0, 5, ALL, tokens, 0, runs
-    )
+    args = dy, runs, 0, 0, False, 0, x, 0, 5, ALL, tokens, 0
+    dw, db, token_dw, token_db = on_shards(gemm.gradient_with_tokens, outputs, *args)
     assert_gradient(dw, db, dy, x)
     assert_gradient(token_dw, token_db, dy, np.eye(N)[tokens])
+
+
+@DTYPES
+@pytest.mark.parametrize(("H", "N"), [(1, 1), (33, 0), (100, 70), (128, 300)])
+def test_tokens_beside_a_matrix_that_shares_some_runs_with_them(H, N, dtype):
+    M, V, slots, U = 300, 37, 4, width(dtype)
+    dy, plain = tape(M, H, slots, U, dtype)
+    x, tokens = normal(M, N, dtype=dtype, seed=1), np.random.default_rng(2).integers(0, V, M + 3)
+    first_rows, how = [(-1, 2 * H), (0, 0), (H, H), (2 * H, -1)], (U, slots * U)
+    runs = np.concatenate([gemm.runs_of(H, dtype, rows, n * U, *how) for n, rows in enumerate(first_rows)])
+    outputs, args = (
+        untouched((3 * H, N), 3 * H, (3 * H, V), 3 * H, dtype=dtype),
+        (dy, runs, *how, False, 0, x, 0, N, ALL),
+    )
+    dw, db, token_dw, token_db = on_shards(gemm.gradient_with_tokens, outputs, *args, tokens, 3)
+    one_hot = np.eye(V)[tokens[3:]]
+    for slot, (row, token_row) in enumerate(first_rows):
+        if row >= 0:
+            assert_gradient(dw[row : row + H], db[row : row + H], plain[:, slot], x)
+        if token_row >= 0:
+            here = slice(token_row, token_row + H)
+            assert_gradient(token_dw[here], token_db[here], plain[:, slot], one_hot)
 
 
 @DTYPES

@@ -18,7 +18,18 @@ from nbrnn.kernels import amx
 from nbrnn.kernels.constants import Constants
 from nbrnn.kernels.jit import Kernel, jitable, sharded
 from nbrnn.kernels.memory import aligned
-from nbrnn.kernels.simd import lanes_of, load, load_transposed, pointer, shift, store, store_first
+from nbrnn.kernels.simd import (
+    accumulate_many,
+    lanes_of,
+    load,
+    load_many,
+    load_transposed,
+    pointer,
+    shift,
+    store,
+    store_first,
+    store_many,
+)
 from nbrnn.kernels.tiles import VECTORS, outer, panel_width, prefetch, product
 
 FACTORS = np.random.default_rng(0).integers(2**64, size=2048, dtype=np.uint64) | np.uint64(1)  # of fingerprints
@@ -26,6 +37,7 @@ ROWS = 48  # rows that share a pass over a panel: a whole number of tiles of 4, 
 PIECE, GROUP = 1 << 16, 3 << 16  # numbers of a panel, and of several, that stay in the second cache for all rows
 DEPTH = 128  # steps of depth for which a block of both factors stays in the nearest cache
 COPY, SUM = 40, 50  # what it takes to copy a number, and to sum it as well, in multiplications and additions
+PAIR = VECTORS // 2
 LARGE, SPAN = 1 << 19, 32  # numbers of a gradient that is too large for the second cache, panels that are not
 
 
@@ -82,7 +94,7 @@ def pack_rows(s, shards, weight, order, out):
             # A few whole rows at a time: parts of many would not come from far memory in time
             for k in range(0, K, W):
                 block = load_transposed(pointer(weight, k), pointer(order, j * P + c), K, K - k)
-                store_first(pointer(out, (j * K + k) * P + c), P, block, K - k)
+                store_first(pointer(out, (j * K + k) * P + c), P, block, K - k, W)
 
 
 @sharded
@@ -265,19 +277,21 @@ def gradient_by(
 ):  # fmt: skip
     """dw = dy.T @ x and db = the sum of dy's rows, for two sides; kernel: `outer_kernel`, or the factors' own."""
     side = pointer(x, offset), ldx, rows, dw.shape[1], dw, db
-    sides = side, (pointer(x2, offset2), ldx2, rows2, dw2.shape[1], dw2, db2)
-    _gradient(s, shards, factors, kernel, dy, np.empty(0, np.int64), len(dy), runs, piece, step, add, blank, sides)
+    sides, order = (side, (pointer(x2, offset2), ldx2, rows2, dw2.shape[1], dw2, db2)), np.empty(0, np.int64)
+    share = _share(s, shards, dy, runs, sides)
+    _gradient(factors, kernel, dy, order, len(dy), runs, piece, step, add, blank, sides, share, None)
 
 
 @jitable
-def _gradient(s, shards, factors, kernel, dy, order, M, runs, piece, step, add, blank, sides):
-    """The gradients of both sides from the first M rows of dy, or from those in `order`."""
-    share, span = _share(s, shards, dy, runs, sides), _span(dy, sides)
+def _gradient(factors, kernel, dy, order, M, runs, piece, step, add, blank, sides, share, words):
+    """A shard's share of the gradients of both sides from the first M rows of dy, or from those in `order`; words: the
+    tokens of the second side, the first one of them, and their sums, or None."""
+    span = _span(dy, sides)
     scratch = factors.room(dy, _panels_of(dy, share), span)
     if factors.narrow:
         amx.begin()
     for k in range(0, max(1, M), factors.depth * span):
-        _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, blank, sides, share, scratch)
+        _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, blank, sides, share, scratch, words)
     if factors.narrow:
         amx.end()
 
@@ -299,27 +313,26 @@ def gradient_in_halves(
             side = pointer(x, offset), ldx, rows, dw.shape[1], dw if half == 0 else dw_b, db if half == 0 else db_b
             side2 = dw2 if half == 0 else dw2_b, db2 if half == 0 else db2_b
             sides = side, (pointer(x2, offset2), ldx2, rows, dw2.shape[1], *side2)
-            part, M, none = last - first, len(rows), blank * len(rows) // max(1, len(dy))
-            _gradient(s - first, part, WHOLE, kernel, dy, rows, M, runs, piece, step, add, none, sides)
+            M, none = len(rows), blank * len(rows) // max(1, len(dy))
+            share = _share(s - first, last - first, dy, runs, sides)
+            _gradient(WHOLE, kernel, dy, rows, M, runs, piece, step, add, none, sides, share, None)
 
 
 @sharded
 def gradient_with_tokens(
-    s, shards, kernel, dy, runs, piece, step, add, blank, x, offset, ldx, rows, tokens, first, token_runs, dw, db,
-    token_dw, token_db,
+    s, shards, kernel, dy, runs, piece, step, add, blank, x, offset, ldx, rows, tokens, first, dw, db, token_dw,
+    token_db,
 ):  # fmt: skip
-    """The gradient of one side, and the same where x holds the one-hot rows of `tokens`.
+    """`gradient` of two matrices, where x of the second one holds the one-hot rows of `tokens`.
 
     tokens: integers in [0, N), M of them from element `first` on.
     """
-    sides = (pointer(x, offset), ldx, rows, dw.shape[1], dw, db), (pointer(x, 0), 0, rows, 0, dw, db)
-    share = _share(s, shards, dy, runs, sides)
-    scratch, order = _scratch(dy, _panels_of(dy, share), 1), np.empty(0, np.int64)
-    sums, places = _token_sums(s, shards, dy, token_runs, piece, step, add, token_dw)
-    for k in range(0, max(1, len(dy)), DEPTH):
-        _gradient_block(WHOLE, kernel, dy, order, len(dy), k, runs, piece, step, add, blank, sides, share, scratch)
-        _token_block(s, shards, dy, k, tokens, first, token_runs, sums, places)
-    _token_end(s, shards, token_runs, sums, token_dw, token_db)
+    sides = (pointer(x, offset), ldx, rows, dw.shape[1], dw, db), (pointer(x, 0), 0, rows, 0, token_dw, token_db)
+    share, order = _share(s, shards, dy, runs, sides), np.empty(0, np.int64)
+    sums = _token_sums(dy, runs, share, add, token_dw)
+    words = tokens, first, sums
+    _gradient(WHOLE, kernel, dy, order, len(dy), runs, piece, step, add, blank, sides, share, words)
+    _token_end(runs, share, sums, token_dw)
 
 
 @jitable
@@ -342,8 +355,8 @@ def _span(dy, sides):
 
 @jitable
 def _share(s, shards, dy, runs, sides):
-    """What one shard computes: its runs, from `first` to `last`; its first column of each side and how many; and
-    whether the sums of those runs are its own.
+    """What one shard computes: its runs, from `first` to `last`; its first column of each side and how many; and of how
+    many shards with the same runs it is which: these take turns in summing the rows of dy.
     """
     W, N, N2 = lanes_of(pointer(dy, 0)), sides[0][3], sides[1][3]
     n, m = (N + W - 1) // W, (N2 + W - 1) // W
@@ -351,7 +364,7 @@ def _share(s, shards, dy, runs, sides):
     part, others = s % parts, shards // parts
     first, last = _first_run(runs, N, N2, s // parts, others), _first_run(runs, N, N2, s // parts + 1, others)
     lo, hi = (n + m) * part // parts * W, (n + m) * (part + 1) // parts * W
-    return first, last, (_columns(N, lo, hi), _columns(N2, lo - n * W, hi - n * W)), part == 0
+    return first, last, (_columns(N, lo, hi), _columns(N2, lo - n * W, hi - n * W)), (part, parts)
 
 
 @jitable
@@ -404,9 +417,9 @@ def _panels_of(dy, share):
 
 
 @jitable
-def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, blank, sides, share, scratch):
+def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, blank, sides, share, scratch, words):
     """Add what some blocks of the M rows of dy give, k before the end."""
-    (first, last, parts, sums), (left, right, zeros) = share, scratch
+    (first, last, parts, turns), (left, right, zeros) = share, scratch
     P, DEPTH = VECTORS * lanes_of(pointer(dy, 0)), factors.depth
     piece, step = (P, P) if piece == 0 else (piece, step)
     stop = min(M, k + DEPTH * len(right))
@@ -419,11 +432,14 @@ def _gradient_block(factors, kernel, dy, order, M, k, runs, piece, step, add, bl
     for run in range(first, last):
         column, count, row, row2 = runs[run]
         db, at = (sides[0][5], row) if row >= 0 else (sides[1][5], row2)
+        sums = _sums_here(run - first, turns)
         if sums and k == 0 and not add:
             clear(pointer(db, at), count)
         for k0 in range(k, max(stop, k + 1), DEPTH):
             depth, block, behind = min(DEPTH, stop - k0), right[(k0 - k) // DEPTH], 0
             factors.left(dy, order, M - k0, depth, column, count, piece, step, left, db, at, sums)
+            if words is not None and sums and row2 >= 0:
+                _add_tokens(left, M - k0, depth, words, run - first, turns)
             fresh = k0 == 0 and not add
             for side, part, row_of, none in zip(sides, parts, (row, row2), (blank, 0)):
                 if row_of >= 0:
@@ -470,6 +486,9 @@ def _gather(dy, order, stop, depth, column, count, piece, step, out, db, row, su
     through them, and add them to db."""
     W = lanes_of(pointer(dy, 0))
     ldy, P = dy.shape[1], VECTORS * W
+    if count == P:
+        _gather_whole(dy, order, stop, depth, column, piece, step, out, db, row, sums)
+        return
     for n in range(0, count, piece):
         for c in range(n, min(n + piece, count), W):
             at = column + n // piece * step + c - n
@@ -486,6 +505,21 @@ def _gather(dy, order, stop, depth, column, count, piece, step, out, db, row, su
                 store(pointer(db, row + c), total, count - c)
 
 
+@jitable
+def _gather_whole(dy, order, stop, depth, column, piece, step, out, db, row, sums):
+    """The same for a whole panel, row by row: rows lie a page apart."""
+    W, ldy = lanes_of(pointer(dy, 0)), dy.shape[1]
+    # From one vector to the next, and from the first two to the others
+    one, two = step if piece == W else W, 2 * step if piece == W else step if piece == 2 * W else 2 * W
+    for m in range(depth):
+        n = stop - 1 - m
+        here = (order[n] if len(order) else n) * ldy + column
+        value = load_many(pointer(dy, here), one, W, PAIR) + load_many(pointer(dy, here + two), one, W, PAIR)
+        store_many(pointer(out, m * VECTORS * W), W, value, W)
+        if sums:
+            accumulate_many(pointer(db, row), W, value)
+
+
 WHOLE = Factors("whole", 0, DEPTH, _scratch, _gather, _gather_panels, _add_block)
 gradient = Kernel(gradient_by, "gradient", WHOLE)
 
@@ -497,52 +531,51 @@ def clear(p, count):
 
 
 @jitable
-def _token_sums(s, shards, dy, runs, piece, step, add, dw):
-    """The sums [runs, N, P] of one shard at the beginning, and where each vector of its runs stands in a row of dy."""
-    W = lanes_of(pointer(dy, 0))
-    P = VECTORS * W
-    piece = P if piece == 0 else piece
-    first, last = len(runs) * s // shards, len(runs) * (s + 1) // shards
-    sums = aligned((last - first) * dw.shape[1] * P, dy).reshape(last - first, dw.shape[1], P)
+def _sums_here(run, turns):
+    """Whether a shard sums the rows of dy of one of its runs."""
+    part, parts = turns
+    return run % parts == part
+
+
+@jitable
+def _token_sums(dy, runs, share, add, dw):
+    """The sums of one shard at the beginning: [runs that it sums, N, P], N filled up to whole vectors."""
+    (first, last, _, (part, parts)), W = share, lanes_of(pointer(dy, 0))
+    P, N = VECTORS * W, (dw.shape[1] + W - 1) // W * W
+    count = (last - first + parts - 1) // parts
+    sums = aligned(count * N * P, dy).reshape(count, N, P)
     clear(pointer(sums, 0), sums.size)
-    places = np.empty((last - first, VECTORS), np.int64)
-    for r in range(first, last):
-        _, count, row, _ = runs[r]
-        for c in range(count if add else 0):
+    for run in range(first + part, last if add else first, parts):
+        _, count, _, row = runs[run]
+        for c in range(count if row >= 0 else 0):
             for n in range(dw.shape[1]):
-                sums[r - first, n, c] = dw[row + c, n]
-        for v in range(VECTORS):
-            places[r - first, v] = runs[r, 0] + v * W // piece * step + v * W % piece
-    return sums, places
+                sums[(run - first) // parts, n, c] = dw[row + c, n]
+    return sums
 
 
 @jitable
-def _token_block(s, shards, dy, k, tokens, start, runs, sums, places):
-    """Add DEPTH rows of dy, k before the end, to the sums of their tokens."""
-    W, ldy, first = lanes_of(pointer(dy, 0)), dy.shape[1], len(runs) * s // shards
-    _, N, P = sums.shape
-    for m in range(len(dy) - 1 - k, max(-1, len(dy) - 1 - k - DEPTH), -1):
-        token = tokens[start + m]
-        for r in range(len(sums)):
-            count, one = runs[first + r, 1], pointer(sums, (r * N + token) * P)
-            for v in range((count + W - 1) // W):
-                value = load(pointer(dy, m * ldy + places[r, v]), count - v * W)
-                store(shift(one, v * W), load(shift(one, v * W), W) + value, W)
+def _add_tokens(left, stop, depth, words, run, turns):
+    """Add the rows of dy before row `stop`, which have been gathered, to the sums of their tokens."""
+    (tokens, first, sums), W, (_, P) = words, lanes_of(pointer(left, 0)), left.shape
+    here = run // turns[1] * sums.shape[1]
+    for m in range(depth):
+        row = here + tokens[first + stop - 1 - m]
+        accumulate_many(pointer(sums, row * P), W, load_many(pointer(left, m * P), W, W, VECTORS))
 
 
 @jitable
-def _token_end(s, shards, runs, sums, dw, db):
+def _token_end(runs, share, sums, dw):
     """Bring the sums to their places: column n of dw is the sum of dy's rows whose token is n."""
-    first = len(runs) * s // shards
-    for r in range(len(sums)):
-        _, count, row, _ = runs[first + r]
-        for c in range(count):
-            total = sums[r, 0, c]
-            dw[row + c, 0] = total
-            for n in range(1, dw.shape[1]):
-                dw[row + c, n] = sums[r, n, c]
-                total += sums[r, n, c]
-            db[row + c] = total
+    (first, last, _, (part, parts)), W, (_, N, P) = share, lanes_of(pointer(sums, 0)), sums.shape
+    order = np.arange(W)
+    for run in range(first + part, last, parts):
+        _, count, _, row = runs[run]
+        for c in range(0, count if row >= 0 else 0, W):
+            for n in range(0, dw.shape[1], W):
+                place = ((run - first) // parts * N + n) * P + c
+                block = load_transposed(pointer(sums, place), pointer(order, 0), P, W)
+                at, left = pointer(dw, (row + c) * dw.shape[1] + n), dw.shape[1] - n
+                store_first(at, dw.shape[1], block, count - c, left)
 
 
 @sharded

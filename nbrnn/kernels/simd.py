@@ -504,18 +504,18 @@ def emit_transposed(builder, block):
 
 
 @intrinsic
-def store_first(typingctx, p, stride, values, number):
-    """Store the first `number` vectors of a tuple, `stride` elements apart."""
+def store_first(typingctx, p, stride, values, number, count):
+    """Store `count` lanes of the first `number` vectors of a tuple, `stride` elements apart."""
     lanes = Lanes(p.dtype)
 
     def codegen(context, builder, sig, args):
-        p, stride, values, number = args
+        p, stride, values, number, count = args
         for n, (at, value) in enumerate(_tuple_cells(context, builder, p, stride, values, sig.args[2], lanes)):
             with builder.if_then(builder.icmp_signed("<", number.type(n), number), likely=True):
-                emit_store(builder, value, at)
+                _store_either(builder, [(at, value)], count)
         return context.get_dummy_value()
 
-    return types.void(p, types.intp, values, types.intp), codegen
+    return types.void(p, types.intp, values, types.intp, types.intp), codegen
 
 
 def _mask(builder, count, vector):

@@ -552,8 +552,8 @@ class Direction:
         offset = first * ld + self.reverse * self.output
         hidden = y, offset, ld, rows
         if x.ndim == 1:
-            sides, shards = (*hidden, x, at, packing.input_runs, *outputs, *inputs), shards_for(work)
-            stages = [stage(gemm.gradient_with_tokens, shards, *left, packing.recurrent_runs, *how, *sides)]
+            sides, shards = (*hidden, x, at, *outputs, *inputs), shards_for(work)
+            stages = [stage(gemm.gradient_with_tokens, shards, *left, packing.runs, *how, *sides)]
         else:
             if self.products.narrow:
                 gradient, left = half_gemm.gradient, (packing.plain_kernel(), dgates)

@@ -76,8 +76,7 @@ class Packing:
             for slots in (cell.input_slots, cell.recurrent_slots, cell.second)
         )
         self.input_order, self.recurrent_order, self.second_order = map(self._order, (inputs, recurrent, second))
-        self.input_runs, self.second_runs = self._runs({0: inputs}), self._runs({last: second})
-        self.recurrent_runs, self.runs = self._runs({first: recurrent}), self._runs({first: recurrent}, {0: inputs})
+        self.runs, self.second_runs = self._runs({first: recurrent}, {0: inputs}), self._runs({last: second})
         self._none = np.empty(0, dtype), np.empty((0, 0), dtype)
 
     def kernels(self, projected: bool) -> tuple[int, int, int]:
