@@ -341,7 +341,7 @@ def test_gradient_with_tokens(M, K, N, dtype):
 
 
 @DTYPES
-@pytest.mark.parametrize(("H", "N"), [(1, 1), (33, 0), (100, 70), (128, 300)])
+@pytest.mark.parametrize(("H", "N"), [(1, 1), (33, 0), (100, 70), (33, 300)])
 def test_tokens_beside_a_matrix_that_shares_some_runs_with_them(H, N, dtype):
     M, V, slots, U = 300, 37, 4, width(dtype)
     dy, plain = tape(M, H, slots, U, dtype)
