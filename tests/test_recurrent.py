@@ -17,7 +17,7 @@ from nbrnn.cells.cell import CELLS
 from nbrnn.kernels import schedule
 from nbrnn.kernels.schedule import Schedule
 from nbrnn.layers.dropout import draw, draw_mask
-from nbrnn.layers.sequences import even_steps
+from nbrnn.layers.sequences import Steps, even_steps
 
 CELL = pytest.mark.parametrize("cell", CELLS)
 # Each pair costs a compilation: all cells in float64, the great ones in float32 too.
@@ -471,6 +471,35 @@ def test_weights_that_a_smaller_cache_cannot_hold_are_divided(tmp_path, monkeypa
         assert "backward: units" in nbrnn.LSTM(64, 640).explain(35, 10)
         monkeypatch.undo()
     assert schedule.second_cache.__wrapped__(tmp_path / "nothing") == 2 << 20
+
+
+@pytest.mark.parametrize(
+    ("cell", "H", "B", "forward", "backward"),
+    [
+        (nbrnn.LSTM, 192, 5, "units", "units"),
+        (nbrnn.LSTM, 192, 6, "units", "batch"),
+        (nbrnn.LSTM, 192, 8, "batch", "batch"),
+        (nbrnn.LSTM, 192, 9, "units", "batch"),  # of which one thread would have five
+        (nbrnn.LSTM, 192, 17, "batch", "batch"),
+        (nbrnn.RNN, 160, 9, "batch", "batch"),  # three panels of units are more uneven
+        (nbrnn.LSTM, 64, 9, "batch", "batch"),  # a meeting takes as long as half a row
+    ],
+)
+def test_a_few_rows_are_divided_or_the_units_whichever_is_more_even(
+    cell, H, B, forward, backward, tmp_path, monkeypatch
+):
+    needs_threads(2)
+    with_caches(2, tmp_path, monkeypatch)
+    plan = cell(64, H).explain(50, B)
+    assert f"forward: {forward}" in plan
+    assert f"backward: {backward}" in plan
+
+
+def test_rows_of_different_lengths_are_divided_by_their_steps():
+    needs_threads(2)
+    part = nbrnn.LSTM(64, 192)._parts[0]
+    even, uneven = Steps(np.full(9, 50)), Steps(np.array([*[51] * 4, *[50] * 5]))
+    assert [part.schedules(steps)[0].kind for steps in (even, uneven)] == ["units", "batch"]
 
 
 @pytest.mark.parametrize(("B", "I", "at_once"), [(16, 200, True), (16, 8, False), (17, 200, False)])

@@ -18,8 +18,8 @@ from nbrnn.kernels.jit import get_num_threads, threading_layer
 REGION_WORK = {"omp": 300_000, "tbb": 500_000, "workqueue": 10_000_000}
 # Operations of the recurrent product of one time step below which a meeting of the threads costs more than it saves.
 STEP_WORK = 32_000
-# Rows that a thread needs for its register tiles to run at speed.
-ROWS = 4
+# Rows that a thread needs for its register tiles to run at speed, and the fewest that are worth a division by rows.
+ROWS, FEWEST_ROWS = 4, 3
 # Where Linux tells of the caches, and the bytes of a second one where nobody does.
 CACHES, SECOND = Path("/sys/devices/system/cpu/cpu0/cache"), 2 << 20
 # Of a core's second cache, the part that weights can have; rows that are worth fetching weights from farther.
@@ -83,6 +83,7 @@ def second_cache(folder: Path = CACHES) -> int:
 def choose(
     T: int,
     B: int,
+    even: bool,
     step_work: int,
     input_work: int,
     weights: int,
@@ -98,6 +99,8 @@ def choose(
     ----------
     T, B : int
         Time steps and rows.
+    even : bool
+        Whether all rows have all steps; others are divided so that each thread has about as many steps.
     step_work, input_work : int
         Floating-point operations of one step of one row, and those of its input product, which need not wait for it.
     weights, inputs : int
@@ -120,16 +123,28 @@ def choose(
         return Schedule("serial", 1, serial, f"{work:,} operations are not worth a parallel region")
     cache = SHARE * second_cache()
     heavy = weights > cache and B < CACHE_ROWS * threads and weights >= HANDED * B * handed
-    if B >= ROWS * threads and not (heavy and panels >= threads):
+    if handed:
+        by_rows = B >= (ROWS if weights > cache else FEWEST_ROWS) * threads
+    else:
+        by_rows = B >= FEWEST_ROWS * threads and not (even and _uneven(B, step_work, panels, threads))
+    if by_rows and not (heavy and panels >= threads):
         if B > FEW_ROWS * threads or weights + inputs <= cache:
             block = min(T, BLOCK) if weights + inputs > 2 * cache else 1
-        return Schedule("batch", threads, block, f"{B} rows are at least {ROWS} for each thread")
+        return Schedule("batch", threads, block, f"{B} rows are at least {B // threads} for each thread")
     if panels >= threads and B * step_work >= STEP_WORK:
         words = f"{weights:,} bytes of weights for {B} rows" if heavy else f"{B} rows are few"
         return Schedule("units", threads, max(2, block), f"{words}, {panels} panels of hidden units can be divided")
     if B >= 2 * threads:
         return Schedule("batch", threads, 1, f"{B} rows can be divided, {panels} panels of hidden units can not")
     return Schedule("serial", 1, serial, "too few rows and too small a step to divide")
+
+
+def _uneven(B: int, step_work: int, panels: int, threads: int) -> bool:
+    """Whether the thread with most of the rows would take longer than the one with most of the hidden units, meetings
+    included: for a few rows only, so that many never depend on how soon threads meet."""
+    rows, units = -(-B // threads), -(-panels // threads)
+    work = B * units * step_work // max(panels, 1) + STEP_WORK
+    return panels >= threads and rows <= FEW_ROWS and work < max(rows, ROWS) * step_work
 
 
 def blocks_back(T: int, tape: int, gradients: int) -> list[tuple[int, int]]:

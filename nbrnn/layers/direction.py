@@ -200,15 +200,15 @@ class Direction:
     def schedules(self, steps: Steps) -> tuple[Schedule, Schedule]:
         """How forward and backward run."""
         threads, H, layout, P = get_num_threads(), self.hidden, self.layout, self.output
-        T, B, layer = steps.T, steps.mean_rows, threading_layer() if threads > 1 else ""
+        rows, layer = (steps.T, steps.mean_rows, steps.even), threading_layer() if threads > 1 else ""
         columns, number = (layout.recurrent + layout.second) * H, self.dtype.itemsize
         projection = P * H if self.projected else 0
         work, weights = columns * P + projection, (columns * P + projection) * number
         # A normalisation takes whole rows: nothing to divide.
         panels, plain = (1, 1) if layout.norms else (self.packing.panels, gemm.panels(min(H, P), self.dtype))
         inputs = layout.inputs * H * self.inputs
-        ahead = schedule.choose(T, B, 2 * work, 2 * inputs, weights, inputs * number, 0, panels, threads, layer)
-        return ahead, schedule.choose(T, B, 2 * work, 0, weights, 0, columns * number, plain, threads, layer)
+        ahead = schedule.choose(*rows, 2 * work, 2 * inputs, weights, inputs * number, 0, panels, threads, layer)
+        return ahead, schedule.choose(*rows, 2 * work, 0, weights, 0, columns * number, plain, threads, layer)
 
     def blocks(self, steps: Steps) -> list[tuple[int, int]]:
         """The blocks of steps of the way back: from which to which, the last ones first."""
