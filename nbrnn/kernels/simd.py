@@ -36,6 +36,7 @@ def _features() -> set[str]:
 
 
 FEATURES = _features()
+CPU = numba.config.CPU_NAME or llvm.get_host_cpu_name()  # as LLVM calls it
 VECTOR_BYTES = 64 if "avx512f" in FEATURES else 32 if "avx2" in FEATURES else 16
 REGISTERS = 32 if "avx512f" in FEATURES or not IS_X86 else 16
 FLAGS = tuple(sorted(FASTMATH))
